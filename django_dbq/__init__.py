@@ -1,0 +1,3 @@
+"""django-dbq: declarative multi-step job pipelines, run from the database that a Django project already has."""
+
+__version__ = "4.0.0.dev0"

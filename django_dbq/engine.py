@@ -1,0 +1,266 @@
+"""The only writer of job state.
+
+Each function is one change: its transaction, its transition, its fence, then its signals and its wake-ups on commit. None
+of them loops, sleeps or calls user code, and none looks at a clock: ``now`` comes from the caller.
+"""
+
+import datetime
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from django.db import DatabaseError, transaction
+from django.db.models import Count, QuerySet
+
+from . import conf, signals, wakeups
+from .models import Attempt, Job, Worker
+from .outcomes import AttemptOutcome, Decision
+from .pipelines import Step
+from .states import CLAIMABLE, DELETABLE, Event, State, sources, target
+from .storage import Finished, Queues, storage_for
+
+logger = logging.getLogger("django_dbq")
+
+
+@dataclass(slots=True)
+class Execution:
+    """One run of one step by a worker: what `runner` reports and `finish` writes."""
+
+    job: Job
+    step: Step
+    started: datetime.datetime
+    finished: datetime.datetime
+    decision: Decision
+    error: BaseException | None = None
+    report: str = ""  # the error's traceback as text
+    workspace: str | None = None  # as JSON text; None if it is as it was
+    attempt: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.attempt = self.job.attempt
+
+
+# -- creation ----------------------------------------------------------------------------------------------------------
+
+
+def insert(jobs: Sequence[Job], using: str, batch_size: int | None = None) -> None:
+    """Insert prepared jobs, all or none, in the caller's transaction if there is one."""
+    if jobs:
+        storage_for(using).insert(jobs, batch_size)
+        created(jobs, using)
+
+
+def created(jobs: Sequence[Job], using: str) -> None:
+    """Tell of jobs whose rows have just been inserted; workers are woken when the transaction commits."""
+    for job in jobs:
+        signals.send(signals.job_created, sender=Job, job=job)
+    _wake({job.queue_name for job in jobs if job.state in CLAIMABLE}, using)
+
+
+def _wake(queues: Iterable[str], using: str) -> None:
+    if queues:
+        transaction.on_commit(partial(notify, frozenset(queues), using), using=using)
+
+
+def notify(queues: frozenset[str], using: str) -> None:
+    """Wake the workers of ``queues``, in this process and in others. A hint: it may fail, they also poll."""
+    wakeups.ring(queues)
+    if conf.configuration().wakeup == "poll" or not wakeups.worth_sending(using, queues):
+        return
+    try:
+        storage_for(using).notify(queues)
+    except DatabaseError:
+        logger.warning("Could not notify workers: queues=%s", ",".join(queues), exc_info=True)
+
+
+# -- workers -----------------------------------------------------------------------------------------------------------
+
+
+def start_worker(worker: Worker, using: str) -> None:
+    """Give a worker process its row, and with it the id that fences its writes."""
+    worker.save(using=using)
+
+
+def stop_worker(worker: Worker, now: datetime.datetime, using: str) -> None:
+    """Note that a worker has ended in an orderly way."""
+    worker.stopped = now
+    worker.save(using=using, update_fields=["stopped"])
+
+
+# -- claim and outcome ---------------------------------------------------------------------------------------------------
+
+
+def claim(
+    worker: Worker,
+    queues: Queues,
+    limit: int,
+    now: datetime.datetime,
+    using: str,
+    untouched_since: datetime.datetime | None = None,
+) -> list[Job]:
+    """Take up to ``limit`` jobs for ``worker``: highest priority first, then oldest.
+
+    Only jobs whose name and step the settings know are taken; others stay as they are (`stranded` tells of them).
+    Committed when this returns: from here on only this worker, with this attempt number, may write the outcome.
+
+    Args:
+        untouched_since: leave jobs that were written after this time.
+    """
+    known = conf.configuration().known_steps
+    return storage_for(using).claim(worker.pk, queues, limit, now, known, untouched_since)
+
+
+def finish(
+    worker: Worker, executions: Sequence[Execution], now: datetime.datetime, using: str
+) -> list[Execution]:
+    """Write what executions came to, with one `Attempt` row each; returns those that were written.
+
+    An outcome whose fence no longer holds (the job was rescued, reset or deleted meanwhile) is dropped and logged. If the
+    database refuses a batch, each is written on its own, so that one bad outcome takes no other with it.
+
+    Raises:
+        DatabaseError: the database could not be reached, or refused even a bare failure. Nothing is lost: the same
+            executions may be finished again.
+    """
+    if not executions:
+        return []
+    storage = storage_for(using)
+    outcomes = [_finished(worker, execution) for execution in executions]
+    try:
+        won = storage.finish(worker.pk, outcomes, now)
+    except (DatabaseError, ValueError) as error:
+        if not storage.is_refusal(error):
+            raise
+        if len(executions) > 1:
+            return [e for one in executions for e in finish(worker, [one], now, using)]
+        logger.exception("Outcome refused by the database: job=%s", executions[0].job.pk)
+        won = storage.finish(worker.pk, [_refused(worker, executions[0], error)], now)
+    written = []
+    queues = set()
+    for execution in executions:
+        job = execution.job
+        if job.pk not in won:
+            logger.warning(
+                "Outcome dropped, the job is no longer this worker's: job=%s name=%s attempt=%s worker=%s",
+                job.pk,
+                job.name,
+                execution.attempt,
+                worker,
+            )
+            continue
+        written.append(execution)
+        if job.state == State.READY:
+            queues.add(job.queue_name)
+        _tell(execution)
+    _wake(queues, using)
+    return written
+
+
+def _tell(execution: Execution) -> None:
+    signals.send(
+        signals.step_finished,
+        sender=Job,
+        job=execution.job,
+        step=execution.step,
+        outcome=_outcome(execution),
+        error=execution.error,
+    )
+    if execution.decision.event is not Event.STEP_DONE:
+        signals.send(signals.job_finished, sender=Job, job=execution.job)
+
+
+def _outcome(execution: Execution) -> AttemptOutcome:
+    return AttemptOutcome.SUCCEEDED if execution.error is None else AttemptOutcome.FAILED
+
+
+def _finished(worker: Worker, execution: Execution) -> Finished:
+    job, decision, step = execution.job, execution.decision, execution.step
+    following = decision.next_step
+    job.state, job.modified = decision.state, execution.finished
+    job.next_task = "" if following is None else following.path
+    job.step = step.place if following is None else following.place
+    job.finished = None if decision.event is Event.STEP_DONE else execution.finished
+    return Finished(
+        job=job,
+        attempt=Attempt(
+            job_id=job.pk,
+            number=execution.attempt,
+            step=step.place,
+            task=step.path,
+            outcome=_outcome(execution).value,
+            worker=worker.label,
+            started=execution.started,
+            finished=execution.finished,
+            error=execution.report,
+        ),
+        state=decision.state,
+        next_task=job.next_task,
+        step=job.step,
+        workspace=execution.workspace,
+        finished=job.finished,
+    )
+
+
+def _refused(worker: Worker, execution: Execution, error: Exception) -> Finished:
+    """The failure that is recorded for an outcome which the database does not take; the workspace stays as it was."""
+    execution.error = error
+    execution.report = f"The database refused the outcome of this step: {type(error).__name__}: {error}"
+    execution.decision = Decision(Event.ATTEMPT_FAILED, target(Event.ATTEMPT_FAILED), execution.step)
+    execution.workspace = None
+    return _finished(worker, execution)
+
+
+def hand_back(worker: Worker, jobs: Sequence[Job], now: datetime.datetime, using: str) -> int:
+    """Return claimed jobs that were not started to their queue, with their attempt; returns how many still could be."""
+    if not jobs:
+        return 0
+    count = storage_for(using).hand_back(worker.pk, jobs, now)
+    _wake({job.queue_name for job in jobs}, using)
+    return count
+
+
+def stopping(worker: Worker, jobs: Iterable[Job], now: datetime.datetime, using: str) -> None:
+    """Mark what ``worker`` is running as STOPPING: the worker will end, the task goes on until it is done."""
+    for job in jobs:
+        Job.objects.using(using).filter(
+            pk=job.pk,
+            attempt=job.attempt,
+            worker_id=worker.pk,
+            state__in=sources(Event.STOP_ASKED),
+        ).update(state=target(Event.STOP_ASKED), modified=now)
+
+
+# -- housekeeping --------------------------------------------------------------------------------------------------------
+
+
+def stage_due(now: datetime.datetime, using: str) -> int:
+    """Let future jobs whose time has come into the claim; returns how many, a limited number in one call."""
+    return storage_for(using).stage_due(now)
+
+
+def next_due(queues: Queues, now: datetime.datetime, using: str) -> datetime.datetime | None:
+    """When the next future job of these queues is due, or None."""
+    return storage_for(using).next_due(queues, now)
+
+
+def stranded(queues: Queues, now: datetime.datetime, using: str) -> dict[tuple[str, str], int]:
+    """How many due jobs wait at a (name, step path) that the settings do not know; no worker claims them."""
+    known = set(conf.configuration().known_steps)
+    waiting = storage_for(using).serving(queues).claimable(now).order_by()
+    counts = waiting.values_list("name", "next_task").annotate(Count("pk"))
+    return {(name, path): n for name, path, n in counts if f"{name} {path}" not in known}
+
+
+def delete_old(created_before: datetime.datetime, using: str) -> int:
+    """Delete the jobs in a deletable state that were created by then, in batches; returns how many."""
+    old = Job.objects.using(using).filter(state__in=DELETABLE, created__lte=created_before)
+    count = 0
+    for ids in storage_for(using).in_batches(old):
+        with transaction.atomic(using=using):
+            Attempt.objects.using(using).filter(job_id__in=ids).delete()
+            QuerySet.delete(old.filter(pk__in=ids).order_by())
+        count += len(ids)
+    return count
+
+

@@ -1,0 +1,67 @@
+"""``manage.py create_job``: put a job into its queue by hand."""
+
+import json
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+from ... import conf
+from ...models import Job
+from ...pipelines import UnknownJob
+from ...workspaces import InvalidWorkspace
+
+
+class Command(BaseCommand):
+    help = "Create a job and print its id."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("name", nargs="?", help="one of the names in JOBS; without it, they are listed")
+        parser.add_argument("--workspace", default="{}", metavar="JSON", help="its workspace, a JSON object")
+        parser.add_argument("--queue", metavar="Q", help="its queue (default: as JOBS says)")
+        parser.add_argument(
+            "--priority", type=int, metavar="N", help="higher runs first (default: as JOBS says)"
+        )
+        parser.add_argument(
+            "--run_after", "--run-after", metavar="TIME", help="not before this time (ISO 8601)"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if not options["name"]:
+            for pipeline in conf.catalogue().values():
+                self.stdout.write(f"{pipeline.name}  {pipeline.description}".rstrip())
+            return
+        values = {"name": options["name"], "workspace": self._workspace(options["workspace"])}
+        if options["queue"] is not None:
+            values["queue_name"] = options["queue"]
+        if options["priority"] is not None:
+            values["priority"] = options["priority"]
+        if options["run_after"] is not None:
+            values["run_after"] = self._time(options["run_after"])
+        try:
+            job = Job.objects.create(**values)
+        except (UnknownJob, InvalidWorkspace) as error:
+            raise CommandError(str(error)) from None
+        self.stdout.write(str(job.pk))
+
+    def _workspace(self, text: str) -> dict[str, Any]:
+        try:
+            workspace = json.loads(text)
+        except ValueError as error:
+            raise CommandError(f"--workspace is not JSON: {error}") from None
+        if not isinstance(workspace, dict):
+            raise CommandError('--workspace must be a JSON object, such as {"user_id": 1}')
+        return workspace
+
+    def _time(self, text: str) -> Any:
+        try:
+            time = parse_datetime(text)
+        except ValueError as error:
+            raise CommandError(f"--run_after: {error}") from None
+        if time is None:
+            raise CommandError("--run_after is not an ISO 8601 time, such as 2027-01-31T08:00:00Z")
+        if settings.USE_TZ and timezone.is_naive(time):
+            return timezone.make_aware(time)
+        return timezone.make_naive(time) if not settings.USE_TZ and timezone.is_aware(time) else time

@@ -1,0 +1,221 @@
+"""``manage.py worker``: run jobs until told to stop."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import router
+from django.utils import autoreload
+
+from ...models import Job
+from ...storage import Queues
+from ...workers import supervisor
+from ...workers.worker import Worker
+
+RELOAD_EXIT = 3  # how Django's autoreloader asks for a new process
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
+    return seconds
+
+
+def _tick(text: str) -> float:
+    seconds = _seconds(text)
+    if not seconds:
+        raise argparse.ArgumentTypeError("the tick must be longer than 0 seconds")
+    return seconds
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number, 1 or more")
+    return count
+
+
+class Command(BaseCommand):
+    help = (
+        "Run jobs of one queue, or of several, until told to stop. SIGTERM, SIGINT (Ctrl-C) and SIGQUIT finish the "
+        "running task and hand back the rest, then the exit code is 0; a second signal ends at once."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "queue_name", nargs="?", help="the queue to serve (without any: default)"
+        )
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument(
+            "--queue", action="append", default=[], metavar="Q", help="serve this queue; may be repeated"
+        )
+        which.add_argument(
+            "--exclude_queue",
+            "--exclude-queue",
+            action="append",
+            default=[],
+            metavar="Q",
+            help="serve all queues but this one; may be repeated",
+        )
+        parser.add_argument(
+            "--rate_limit",
+            "--rate-limit",
+            nargs="?",
+            type=_seconds,
+            const=1.0,
+            default=0.0,
+            metavar="S",
+            help="at least S seconds (1 if not given) between the starts of two tasks; default: no limit",
+        )
+        parser.add_argument(
+            "--tick",
+            type=_tick,
+            default=1.0,
+            metavar="S",
+            help="look for jobs every S seconds (default 1) when nothing wakes the worker",
+        )
+        ends = parser.add_mutually_exclusive_group()
+        ends.add_argument(
+            "--once",
+            action="store_true",
+            help="run one step of each job that is ready now, then exit",
+        )
+        ends.add_argument(
+            "--until_done",
+            "--until-done",
+            action="store_true",
+            help="run until no job is ready, then exit",
+        )
+        parser.add_argument(
+            "--max_jobs",
+            "--max-jobs",
+            type=_count,
+            metavar="N",
+            help="exit after N tasks were run",
+        )
+        parser.add_argument(
+            "--label",
+            default="",
+            metavar="L",
+            help="a name for this worker; {pid} becomes its process id (default: host:pid)",
+        )
+        parser.add_argument(
+            "--reload",
+            choices=["auto", "always", "never"],
+            default="auto",
+            help="restart when code changes; auto: with DEBUG on, for a worker that does not end by itself",
+        )
+        parser.add_argument("--dry-run", action="store_true", help="say what would be served, then exit")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        queues = self._queues(options)
+        rate_limit = options["rate_limit"] or 0.0
+        plural = "" if len(queues.names) == 1 and not queues.exclude else "s"
+        named = f'"{queues}"' if not plural else str(queues)
+        limit = f" with rate limit of one job per {rate_limit:g} second(s)" if rate_limit else ""
+        ends = options["once"] or options["until_done"]
+        if options["verbosity"] and not (ends and not options["dry_run"]):
+            self.stdout.write(f"Starting job worker for queue{plural} {named}{limit}")
+        if options["dry_run"]:
+            return
+        worker = Worker(
+            queues,
+            tick=options["tick"],
+            rate_limit=rate_limit,
+            max_jobs=options["max_jobs"],
+            once=options["once"],
+            until_done=options["until_done"],
+            label=options["label"],
+            using=router.db_for_write(Job),
+            progress=self._progress(queues, options),
+        )
+        reload = options["reload"]
+        if reload == "always" or (reload == "auto" and settings.DEBUG and not ends and self._is_main()):
+            self._run_with_reloader(worker)
+        else:
+            supervisor.run(worker)
+        if self._bar:
+            self.stderr.write("")
+
+    def _queues(self, options: dict[str, Any]) -> Queues:
+        names = [*filter(None, [options["queue_name"]]), *options["queue"]]
+        if options["exclude_queue"]:
+            if names:
+                raise CommandError("Name queues to serve or queues to exclude, not both.")
+            return Queues(tuple(dict.fromkeys(options["exclude_queue"])), exclude=True)
+        return Queues(tuple(dict.fromkeys(names)) or ("default",))
+
+    # -- progress --------------------------------------------------------------------------------------------------
+
+    _bar = False
+
+    def _progress(self, queues: Queues, options: dict[str, Any]) -> Any:
+        """A bar for ``--until_done`` on a terminal; nothing otherwise."""
+        if not options["until_done"] or not options["verbosity"] or not self.stderr.isatty():
+            return None
+        depths = Job.get_queue_depths(exclude_future_jobs=True)
+        total = sum(n for name, n in depths.items() if (name in queues.names) != queues.exclude)
+        self._bar = total > 0
+
+        def show(done: int) -> None:
+            filled = 30 * min(done, total) // max(total, 1)
+            bar = "█" * filled + "░" * (30 - filled)
+            self.stderr.write(f"\r{bar} {done} tasks run, {total} jobs were ready", ending="")
+            self.stderr.flush()
+
+        return show
+
+    # -- reloading -------------------------------------------------------------------------------------------------
+
+    def _is_main(self) -> bool:
+        """Whether this is ``manage.py worker`` itself: a ``call_command`` must not start the program over."""
+        return threading.current_thread() is threading.main_thread() and self._called_from_command_line
+
+    @property
+    def _called_from_command_line(self) -> bool:
+        return bool(getattr(self, "_from_command_line", False))
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        self._from_command_line = True
+        super().run_from_argv(argv)
+
+    def _run_with_reloader(self, worker: Worker) -> None:
+        """Run under Django's autoreloader, which keeps the main thread: signals and reloads stop the worker in order."""
+        if os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
+            sys.exit(self._supervise_child())
+        ended = threading.Event()
+
+        def work() -> None:
+            try:
+                worker.run()
+            finally:
+                ended.set()
+                os.kill(os.getpid(), signal.SIGTERM)  # the reloader waits for changes until then
+
+        try:
+            autoreload.run_with_reloader(work)
+        finally:
+            worker.stop()
+            ended.wait()
+
+    def _supervise_child(self) -> int:
+        """Run the worker in a child, a new one whenever code has changed; signals are passed on."""
+        environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
+        while True:
+            child = subprocess.Popen(autoreload.get_child_arguments(), env=environment)
+
+            def pass_on(number: int, frame: FrameType | None, child: Any = child) -> None:
+                child.send_signal(signal.SIGTERM)
+
+            for number in supervisor.SIGNALS:
+                signal.signal(number, pass_on)
+            if (code := child.wait()) != RELOAD_EXIT:
+                return code

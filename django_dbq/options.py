@@ -1,0 +1,205 @@
+"""Every option that an entry of ``JOBS`` may carry: what it accepts, and whether this release acts on it.
+
+An option that a later release gives its effect is checked for form all the same and then refused as not supported yet:
+a setting is never ignored in silence.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+QUEUE_LENGTH = 63  # of a queue's name, as the column has it: 252 bytes in utf8mb4, so MySQL widens it in place
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in the settings: a check's code, the key path, what is wrong there, and how to mend it."""
+
+    code: str
+    where: str
+    text: str
+    hint: str
+    job: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.text}"
+
+
+Expectation = Callable[[Any], str | None]  # what is expected instead of the value, or None if the value will do
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    expects: Expectation
+    supported: bool = True
+
+
+def _expect(what: str, holds: Callable[[Any], bool]) -> Expectation:
+    return lambda value: None if holds(value) else what
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: object, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_path(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and len(value) <= 255
+        and all(part.isidentifier() for part in value.split("."))
+    )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _dict_of(expectations: Mapping[str, Expectation], *required: str) -> Expectation:
+    def expects(value: Any) -> str | None:
+        if not isinstance(value, Mapping):
+            return f"a dict with {', '.join(expectations)}"
+        for key in required:
+            if key not in value:
+                return f"a dict with the key {key!r}"
+        for key, item in value.items():
+            if key not in expectations:
+                return f"a dict with no other keys than {', '.join(expectations)} (found {key!r})"
+            if (wanted := expectations[key](item)) is not None:
+                return f"{wanted} under {key!r}"
+        return None
+
+    return expects
+
+
+def _either(*choices: Expectation) -> Expectation:
+    def expects(value: Any) -> str | None:
+        wanted = [choice(value) for choice in choices]
+        return None if None in wanted else ", or ".join(w for w in wanted if w)
+
+    return expects
+
+
+def _each(expectation: Expectation) -> Expectation:
+    def expects(value: Any) -> str | None:
+        if not isinstance(value, list | tuple) or not value:
+            return "a list that is not empty"
+        return next((w for item in value if (w := expectation(item)) is not None), None)
+
+    return expects
+
+
+PATH = _expect("a dotted path (a string of at most 255 characters)", _is_path)
+TEXT = _expect("a string that is not empty", _is_text)
+FLAG = _expect("True or False", lambda value: isinstance(value, bool))
+COUNT = _expect("a whole number, 0 or more", _is_count)
+LIMIT = _expect("a whole number, 1 or more", lambda value: _is_count(value, 1))
+SECONDS = _expect("a number of seconds, 0 or more", lambda value: _is_number(value) and value >= 0)
+TIMEOUT = _expect("a number of seconds above 0", lambda value: _is_number(value) and value > 0)
+FACTOR = _expect("a number, 1 or more", lambda value: _is_number(value) and value >= 1)
+ON_LOST = _expect('"retry", "fail" or "hold"', lambda value: value in ("retry", "fail", "hold"))
+QUEUE = _expect(
+    f"the name of a queue (a string of 1 to {QUEUE_LENGTH} characters)",
+    lambda value: _is_text(value) and len(value) <= QUEUE_LENGTH,
+)
+PRIORITY = _expect(
+    "a whole number from -32768 to 32767",
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and -32768 <= value <= 32767,
+)
+RATE = _expect(
+    '"100/m": starts per second (s), minute (m) or hour (h)',
+    lambda value: isinstance(value, str) and re.fullmatch(r"[1-9]\d*/[smh]", value) is not None,
+)
+CRON = _expect(
+    "five cron fields, or six with seconds",
+    lambda value: isinstance(value, str)
+    and len(value.split()) in (5, 6)
+    and all(re.fullmatch(r"[\w*/,#?-]+", part) for part in value.split()),
+)
+SCHEDULE = _dict_of(
+    {
+        "cron": CRON,
+        "timezone": TEXT,
+        "workspace": _expect("a dict", lambda value: isinstance(value, Mapping)),
+        "name": TEXT,
+        "misfire": _expect('"skip", "once" or "all"', lambda value: value in ("skip", "once", "all")),
+        "max_catch_up": COUNT,
+        "overlap": _expect('"allow" or "skip"', lambda value: value in ("allow", "skip")),
+        "run_on_creation": FLAG,
+        "datetime_key": TEXT,
+        "queue": QUEUE,
+    },
+    "cron",
+)
+
+# Options of a job and of a step alike; none of them has its effect yet.
+_SHARED = {
+    "retries": Option(COUNT, supported=False),
+    "retry_delay": Option(SECONDS, supported=False),
+    "retry_backoff": Option(FACTOR, supported=False),
+    "retry_max_delay": Option(SECONDS, supported=False),
+    "retry_jitter": Option(FLAG, supported=False),
+    "retry_on": Option(_each(PATH), supported=False),
+    "timeout": Option(TIMEOUT, supported=False),
+    "atomic": Option(FLAG, supported=False),
+    "on_lost": Option(ON_LOST, supported=False),
+}
+
+JOB_OPTIONS: dict[str, Option] = {
+    "tasks": Option(lambda value: None),  # the parser goes through them itself
+    "creation_hook": Option(PATH),
+    "pre_task_hook": Option(PATH),
+    "post_task_hook": Option(PATH),
+    "failure_hook": Option(PATH),
+    "completion_hook": Option(PATH),
+    "queue": Option(QUEUE),
+    "priority": Option(PRIORITY),
+    "description": Option(_expect("a string", lambda value: isinstance(value, str))),
+    **_SHARED,
+    "unique": Option(
+        _either(_expect("True or False", lambda value: isinstance(value, bool)), _each(TEXT)),
+        supported=False,
+    ),
+    "concurrency": Option(
+        _either(LIMIT, _dict_of({"limit": LIMIT, "key": TEXT}, "limit")), supported=False
+    ),
+    "rate_limit": Option(
+        _either(RATE, _dict_of({"limit": RATE, "key": TEXT}, "limit")), supported=False
+    ),
+    "schedule": Option(_either(SCHEDULE, _each(SCHEDULE)), supported=False),
+    "workspace_schema": Option(
+        _expect("a JSON schema (a dict)", lambda value: isinstance(value, Mapping)), supported=False
+    ),
+}
+
+STEP_OPTIONS: dict[str, Option] = {
+    "task": Option(PATH),
+    "name": Option(TEXT, supported=False),
+    "renamed_from": Option(_either(TEXT, _each(TEXT)), supported=False),
+    "when": Option(PATH, supported=False),
+    "queue": Option(QUEUE, supported=False),
+    **_SHARED,
+}
+
+# The other forms of a step, by the key that makes them: durable pauses and maps.
+PAUSE_OPTIONS: dict[str, dict[str, Option]] = {
+    "sleep": {"sleep": Option(SECONDS, supported=False), "name": STEP_OPTIONS["name"]},
+    "wait_for": {
+        "wait_for": Option(TEXT, supported=False),
+        "timeout": Option(TIMEOUT, supported=False),
+        "on_timeout": Option(
+            _expect('"fail" or "continue"', lambda value: value in ("fail", "continue")), supported=False
+        ),
+        "name": STEP_OPTIONS["name"],
+    },
+    "map": {
+        **{key: option for key, option in STEP_OPTIONS.items() if key != "task"},
+        "map": Option(PATH, supported=False),
+        "over": Option(TEXT, supported=False),
+        "into": Option(TEXT, supported=False),
+    },
+}

@@ -1,0 +1,107 @@
+"""Run one step of one claimed job: hooks, task, and what they come to. Reads top to bottom; writes nothing."""
+
+import datetime
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from django.utils.module_loading import import_string
+
+from . import conf, signals, workspaces
+from .engine import Execution
+from .models import Job
+from .outcomes import decide
+from .pipelines import Pipeline, Step
+
+logger = logging.getLogger("django_dbq")
+
+REPORT_LENGTH = 20_000  # characters of a traceback that are kept: its end, where the error stands
+
+
+def run(job: Job, clock: Callable[[], datetime.datetime]) -> Execution:
+    """Run the step that ``job`` stands at and say what it came to; no exception of user code gets out.
+
+    The order is: pre-task hook, task, then the failure hook or (after the last step) the completion hook, then the
+    post-task hook. What any of them leaves in the workspace is saved; the hooks after the task see the job's coming
+    state and next task.
+    """
+    pipeline, step = standing(job)
+    started = clock()
+    signals.send(signals.step_started, sender=Job, job=job, step=step)
+    error = _attempt(job, pipeline, step)
+    decision = decide(pipeline, step, error)
+    job.state = decision.state
+    job.next_task = decision.next_step.path if decision.next_step else ""
+    if error is not None:
+        logger.error(
+            "Task failed: job=%s name=%s task=%s attempt=%s",
+            job.pk,
+            job.name,
+            step.path,
+            job.attempt,
+            exc_info=error,
+        )
+        _hook(job, "failure_hook", pipeline.failure_hook, error)
+    elif decision.next_step is None:
+        _hook(job, "completion_hook", pipeline.completion_hook)
+    _hook(job, "post_task_hook", pipeline.post_task_hook)
+    return Execution(
+        job=job,
+        step=step,
+        started=started,
+        finished=clock(),
+        decision=decision,
+        error=error,
+        report="" if error is None else report(error),
+        workspace=_changed_workspace(job),
+    )
+
+
+def standing(job: Job) -> tuple[Pipeline, Step]:
+    """The pipeline and the step of a claimed job; the claim has made sure that both exist."""
+    pipeline = conf.catalogue().named(job.name)
+    step = pipeline.locate(job.step, job.next_task)
+    if step is None:
+        raise LookupError(f"The job {job.name!r} has no task {job.next_task!r}.")
+    return pipeline, step
+
+
+def _attempt(job: Job, pipeline: Pipeline, step: Step) -> BaseException | None:
+    """Pre-task hook and task; returns the exception that ended them."""
+    try:
+        if pipeline.pre_task_hook:
+            import_string(pipeline.pre_task_hook)(job)
+        import_string(step.path)(job)
+        workspaces.dump(job.workspace)
+    except (Exception, SystemExit) as error:  # a task that calls sys.exit() fails; the worker goes on
+        return error
+    return None
+
+
+def _hook(job: Job, kind: str, path: str | None, *args: Any) -> None:
+    """Call a hook whose exception is logged and changes nothing."""
+    if not path:
+        return
+    try:
+        import_string(path)(job, *args)
+    except (Exception, SystemExit):
+        logger.exception("%s failed: job=%s name=%s hook=%s", kind, job.pk, job.name, path)
+
+
+def _changed_workspace(job: Job) -> str | None:
+    """The workspace as text, or None if it is still as it was stored (or no longer JSON: then it stays so)."""
+    try:
+        text = workspaces.dump(job.workspace)
+    except workspaces.InvalidWorkspace:
+        logger.exception("Workspace not saved: job=%s name=%s", job.pk, job.name)
+        job.workspace = workspaces.load(job.stored_workspace)
+        return None
+    return None if text == job.stored_workspace else text
+
+
+def report(error: BaseException) -> str:
+    """The traceback as text that every database stores, cut at the front to a bounded length."""
+    text = "".join(traceback.format_exception(error))
+    text = text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+    return text if len(text) <= REPORT_LENGTH else "…" + text[-REPORT_LENGTH:]

@@ -1,0 +1,223 @@
+"""The contract of a storage, and its portable form: plain queries that every database runs."""
+
+import contextlib
+import datetime
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from django.db import DataError, IntegrityError, connections, transaction
+from django.db.models import F, Min, Q, QuerySet, Value
+from django.db.models.functions import Concat
+
+from .. import workspaces
+from ..models import Attempt, Job, JobQuerySet
+from ..states import CLAIMABLE, HELD, Event, State, target
+
+PEEK = 1000  # rows that one housekeeping statement touches at most
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """The queues that a worker serves: the named ones or, with ``exclude``, all but those."""
+
+    names: tuple[str, ...] = ("default",)
+    exclude: bool = False
+
+    def __str__(self) -> str:
+        named = ", ".join(self.names)
+        return named if not self.exclude else f"all but {named}" if named else "all"
+
+
+@dataclass(slots=True)
+class Finished:
+    """One execution that has ended, and what becomes of its job; see `engine.finish`."""
+
+    job: Job
+    attempt: Attempt
+    state: State
+    next_task: str
+    step: int
+    workspace: str | None  # as JSON text; None if the task left it as it was
+    finished: datetime.datetime | None  # when the job ended; None if it goes on
+
+
+class Storage:
+    """Claims, finishes and inserts jobs in one database.
+
+    Every method is one transaction (or part of the caller's) and leaves nothing half done.
+    """
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+
+    @property
+    def connection(self) -> Any:
+        """This thread's connection."""
+        return connections[self.alias]
+
+    @property
+    def jobs(self) -> JobQuerySet:
+        queryset: JobQuerySet = Job.objects.using(self.alias)
+        return queryset
+
+    # -- what a database may do better ---------------------------------------------------------------------------
+
+    shareable = True  # other threads and processes can open the same database
+
+    def is_refusal(self, error: Exception) -> bool:
+        """Whether the database will never take what it was given, rather than being out of reach or busy."""
+        return isinstance(error, DataError | IntegrityError | ValueError)
+
+    def write(self) -> contextlib.AbstractContextManager[Any]:
+        """A transaction that reads before it writes, without being overtaken."""
+        return transaction.atomic(using=self.alias)
+
+    def notify(self, queues: Iterable[str]) -> None:
+        """Wake workers in other processes that serve ``queues``; where the database cannot, they poll."""
+
+    def listen(self) -> Any:
+        """A connection of its own that hears `notify`, or None where the database has no such thing."""
+        return None
+
+    # -- creation --------------------------------------------------------------------------------------------------
+
+    def insert(self, jobs: Sequence[Job], batch_size: int | None = None) -> None:
+        """Insert new jobs, all or none."""
+        QuerySet.bulk_create(self.jobs, jobs, batch_size)  # Django's own: these jobs are complete
+
+    # -- claim and outcome -----------------------------------------------------------------------------------------
+
+    def claim(
+        self,
+        worker: int,
+        queues: Queues,
+        limit: int,
+        now: datetime.datetime,
+        known_steps: Sequence[str],
+        untouched_since: datetime.datetime | None = None,
+    ) -> list[Job]:
+        """Take up to ``limit`` claimable jobs for a worker, in order; each remembers its state before in ``claimed_from``.
+
+        Args:
+            known_steps: ``"name path"`` of every step that the worker can run; others stay where they are.
+            untouched_since: leave jobs that were written after this time.
+        """
+        with self.write():
+            picked = self._pick(queues, limit, self._claimable(now, known_steps, untouched_since))
+            for job in picked:
+                job.claimed_from = State(job.state)
+                job.workspace = {} if job.workspace is None else job.workspace
+                job.stored_workspace = workspaces.dump(job.workspace)
+                job.state, job.worker_id, job.modified = target(Event.CLAIMED), worker, now
+                job.attempt += 1
+            self.jobs.filter(pk__in=[job.pk for job in picked]).update(
+                state=target(Event.CLAIMED), worker_id=worker, modified=now, attempt=F("attempt") + 1
+            )
+        return picked
+
+    def _claimable(
+        self,
+        now: datetime.datetime,
+        known_steps: Sequence[str],
+        untouched_since: datetime.datetime | None,
+    ) -> JobQuerySet:
+        queryset = (
+            self.jobs.claimable(now)
+            .filter(due=True)
+            .alias(stands_at=Concat("name", Value(" "), "next_task"))
+            .filter(stands_at__in=known_steps)
+        )
+        if untouched_since is not None:
+            queryset = queryset.filter(modified__lte=untouched_since)
+        return queryset
+
+    def _pick(self, queues: Queues, limit: int, claimable: JobQuerySet) -> list[Job]:
+        """Lock the first ``limit`` of the claimable jobs; called within `write`."""
+        raise NotImplementedError
+
+    def finish(self, worker: int, outcomes: Sequence[Finished], now: datetime.datetime) -> set[UUID]:
+        """Write outcomes and attempts where the fence (worker and attempt number) still holds; returns those jobs."""
+        with self.write():
+            fence = dict(
+                self.jobs.select_for_update()
+                .filter(pk__in=[o.job.pk for o in outcomes], worker_id=worker, state__in=HELD)
+                .values_list("pk", "attempt")
+            )
+            won = [o for o in outcomes if fence.get(o.job.pk) == o.job.attempt]
+            alike: dict[tuple[Any, ...], list[Finished]] = defaultdict(list)
+            for o in won:
+                # A changed workspace is its row's own; rows that are set to the same values share one statement.
+                key = (o.state, o.next_task, o.step, o.finished, o.workspace and o.job.pk)
+                alike[key].append(o)
+            for (state, next_task, step, finished, _), group in alike.items():
+                values = {
+                    "state": state,
+                    "next_task": next_task,
+                    "step": step,
+                    "finished": finished,
+                    "modified": now,
+                }
+                if group[0].workspace is not None:
+                    values["workspace"] = workspaces.load(group[0].workspace)
+                self.jobs.filter(pk__in=[o.job.pk for o in group]).update(**values)
+            Attempt.objects.using(self.alias).bulk_create([o.attempt for o in won])
+        return {o.job.pk for o in won}
+
+    def hand_back(self, worker: int, jobs: Sequence[Job], now: datetime.datetime) -> int:
+        """Return claimed jobs that were not started to where they were, their attempt given back; returns how many."""
+        count = 0
+        with self.write():
+            for state in CLAIMABLE:
+                ids = [(job.pk, job.attempt) for job in jobs if job.claimed_from == state]
+                for attempt in {attempt for _, attempt in ids}:
+                    count += self.jobs.filter(
+                        pk__in=[pk for pk, number in ids if number == attempt],
+                        attempt=attempt,
+                        worker_id=worker,
+                        state__in=HELD,
+                    ).update(state=state, worker_id=None, modified=now, attempt=attempt - 1)
+        return count
+
+    # -- housekeeping ------------------------------------------------------------------------------------------------
+
+    def stage_due(self, now: datetime.datetime) -> int:
+        """Mark future jobs whose time has come as due; returns how many, at most `PEEK` in one call."""
+        with self.write():
+            ids = list(
+                self.jobs.claimable(now)
+                .filter(due=False)
+                .order_by("run_after")
+                .select_for_update(skip_locked=self.connection.features.has_select_for_update_skip_locked)
+                .values_list("pk", flat=True)[:PEEK]
+            )
+            # Past the manager's update, which would judge run_after again.
+            return self.jobs.filter(pk__in=ids).update(due=True) if ids else 0
+
+    def next_due(self, queues: Queues, now: datetime.datetime) -> datetime.datetime | None:
+        """When the earliest future job of these queues is due, or None."""
+        future = self.serving(queues).filter(due=False, state__in=CLAIMABLE)
+        return future.aggregate(first=Min("run_after"))["first"]  # type: ignore[no-any-return]
+
+    def serving(self, queues: Queues) -> JobQuerySet:
+        """The jobs of these queues."""
+        named = Q(queue_name__in=queues.names)
+        return self.jobs.filter(~named if queues.exclude else named)
+
+    def names(self, queues: Queues) -> Sequence[str]:
+        """The queues by name; to exclude some, those that hold claimable jobs are looked up."""
+        if not queues.exclude:
+            return queues.names
+        held = self.jobs.filter(state__in=CLAIMABLE, due=True).order_by()
+        return [
+            name
+            for name in held.values_list("queue_name", flat=True).distinct()
+            if name not in queues.names
+        ]
+
+    def in_batches(self, queryset: JobQuerySet) -> Iterator[list[UUID]]:
+        """The primary keys of a queryset that shrinks as its batches are dealt with."""
+        while ids := list(queryset.order_by("created").values_list("pk", flat=True)[:PEEK]):
+            yield ids

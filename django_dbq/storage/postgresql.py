@@ -1,0 +1,196 @@
+"""PostgreSQL: one statement claims a batch, one finishes it, and NOTIFY wakes the workers.
+
+The statements are written by hand because the ORM has no SKIP LOCKED update with RETURNING and no arrays of rows. Numbers
+that shape the plan (LIMIT) are literals: a parameter could get a generic plan that joins the whole table.
+"""
+
+import contextlib
+import datetime
+from collections.abc import Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+
+from .. import workspaces
+from ..models import Attempt, Job
+from ..states import CLAIMABLE, HELD, Event, State, target
+from .base import Finished, Queues, Storage
+
+CHANNEL = "django_dbq"
+
+
+def _literals(states: Iterable[State]) -> str:
+    """For the WHERE of a partial index, which the planner only matches with literals."""
+    return ", ".join(f"'{state.value}'" for state in states)
+
+
+JOB = Job._meta.db_table
+ATTEMPT = Attempt._meta.db_table
+COLUMNS = [field.column for field in Job._meta.concrete_fields]
+ATTNAMES = [field.attname for field in Job._meta.concrete_fields]
+WORKSPACE = ATTNAMES.index("workspace")
+CREATED = ATTNAMES.index("created")
+# The primary key is looked up once more for the update: with ctid instead, a row that moved would be missed.
+CLAIM = f"""
+WITH picked AS MATERIALIZED ({{pick}})
+UPDATE {JOB} AS job
+SET state = '{target(Event.CLAIMED).value}', worker_id = %s, attempt = attempt + 1, modified = %s
+FROM picked WHERE job.id = picked.id
+RETURNING picked.claimed_from, {", ".join("job." + column for column in COLUMNS)}
+"""
+PICK = f"""
+SELECT id, state AS claimed_from, priority, created FROM {JOB}
+WHERE queue_name = {{queue}} AND due AND state IN ({_literals(CLAIMABLE)})
+AND (run_after IS NULL OR run_after <= %s) AND name || ' ' || next_task = ANY(%s::text[]){{more}}
+ORDER BY priority DESC, created LIMIT {{limit}} FOR UPDATE SKIP LOCKED
+"""
+# Several queues: the head of each, then the best of the heads. What is locked and not taken is free again at the end.
+PICK_QUEUES = f"""
+SELECT head.* FROM unnest(%s::text[]) AS served(queue_name)
+CROSS JOIN LATERAL ({PICK}) AS head
+ORDER BY head.priority DESC, head.created LIMIT {{limit}}
+"""
+# One index lookup per queue instead of a scan of the backlog.
+QUEUE_NAMES = f"""
+WITH RECURSIVE held AS (
+  (SELECT queue_name FROM {JOB} WHERE due AND state IN ({_literals(CLAIMABLE)})
+   ORDER BY queue_name LIMIT 1)
+  UNION ALL
+  SELECT (SELECT queue_name FROM {JOB} WHERE due AND state IN ({_literals(CLAIMABLE)})
+          AND queue_name > held.queue_name ORDER BY queue_name LIMIT 1)
+  FROM held WHERE held.queue_name IS NOT NULL)
+SELECT queue_name FROM held WHERE queue_name IS NOT NULL
+"""
+# The state is compared as an expression so that no partial index over held rows, full of dead entries, can tempt the
+# planner away from the primary key.
+FINISH = f"""
+WITH outcome AS MATERIALIZED (
+  SELECT * FROM unnest(%s::uuid[], %s::int[], %s::text[], %s::text[], %s::int[], %s::text[],
+    %s::timestamptz[], %s::int[], %s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[], %s::text[])
+  AS o(id, attempt, state, next_task, step, workspace, finished,
+    ran_step, ran_task, ran_outcome, ran_from, ran_to, error)),
+won AS (
+  UPDATE {JOB} AS job SET state = o.state, next_task = o.next_task, step = o.step, modified = %s,
+    finished = o.finished, workspace = CASE WHEN o.workspace IS NULL THEN job.workspace ELSE o.workspace::jsonb END
+  FROM outcome AS o
+  WHERE job.id = o.id AND job.attempt = o.attempt AND job.worker_id = %s
+    AND job.state || '' IN ({_literals(HELD)})
+  RETURNING job.id),
+recorded AS (
+  INSERT INTO {ATTEMPT} (job_id, number, step, task, outcome, worker, started, finished, error)
+  SELECT id, o.attempt, ran_step, ran_task, ran_outcome, %s, ran_from, ran_to, error
+  FROM outcome AS o JOIN won USING (id))
+SELECT id FROM won
+"""
+INSERTED = [field for field in Job._meta.concrete_fields]
+COPY = f"COPY {JOB} ({', '.join(field.column for field in INSERTED)}) FROM STDIN"
+COPY_FROM = 50  # jobs: below, one INSERT is as fast
+
+
+class PostgreSQLStorage(Storage):
+    def insert(self, jobs: Sequence[Job], batch_size: int | None = None) -> None:
+        """COPY, where the driver is psycopg 3 and there are enough rows for it to pay."""
+        if len(jobs) < COPY_FROM or not self._is_psycopg3():
+            super().insert(jobs, batch_size)
+            return
+        with transaction.atomic(using=self.alias), self.connection.cursor() as cursor:
+            with cursor.copy(COPY) as copy:
+                for job in jobs:
+                    values = job.__dict__
+                    row = [values[name] for name in ATTNAMES]
+                    row[WORKSPACE] = workspaces.dump(job.workspace)
+                    copy.write_row(row)
+        for job in jobs:
+            job._state.adding = False
+            job._state.db = self.alias
+
+    def is_refusal(self, error: Exception) -> bool:
+        # Class 54, "program limit exceeded" (a jsonb value too large), comes as an operational error.
+        state = getattr(error.__cause__, "sqlstate", None) or ""
+        return super().is_refusal(error) or state.startswith("54")
+
+    def _is_psycopg3(self) -> bool:
+        return hasattr(self.connection.Database, "AsyncConnection")
+
+    def claim(
+        self,
+        worker: int,
+        queues: Queues,
+        limit: int,
+        now: datetime.datetime,
+        known_steps: Sequence[str],
+        untouched_since: datetime.datetime | None = None,
+    ) -> list[Job]:
+        names = self.names(queues)
+        if not names or not known_steps:
+            return []
+        more, filters = "", [now, list(known_steps)]
+        if untouched_since is not None:
+            more = " AND modified <= %s"
+            filters.append(untouched_since)
+        if len(names) == 1:
+            pick = PICK.format(queue="%s", more=more, limit=int(limit))
+        else:
+            pick = PICK_QUEUES.format(queue="served.queue_name", more=more, limit=int(limit))
+        served = names[0] if len(names) == 1 else list(names)
+        with self.connection.cursor() as cursor:
+            cursor.execute(CLAIM.format(pick=pick), [served, *filters, worker, now])
+            rows = cursor.fetchall()
+        jobs = [self._claimed(row) for row in rows]
+        jobs.sort(key=lambda job: (-job.priority, job.created))
+        return jobs
+
+    def _claimed(self, row: tuple[Any, ...]) -> Job:
+        values = list(row[1:])
+        text = values[WORKSPACE]
+        values[WORKSPACE] = workspaces.load(text)
+        job: Job = Job.from_db(self.alias, ATTNAMES, values)
+        job.claimed_from, job.stored_workspace = State(row[0]), text
+        return job
+
+    def finish(self, worker: int, outcomes: Sequence[Finished], now: datetime.datetime) -> set[UUID]:
+        columns = list(
+            zip(
+                *(
+                    (
+                        o.job.pk, o.job.attempt, o.state.value, o.next_task, o.step, o.workspace, o.finished,
+                        o.attempt.step, o.attempt.task, o.attempt.outcome, o.attempt.started, o.attempt.finished,
+                        o.attempt.error,
+                    )
+                    for o in outcomes
+                ),
+                strict=True,
+            )
+        )  # fmt: skip
+        label = outcomes[0].attempt.worker
+        # Within a caller's transaction a refused statement must leave that transaction usable.
+        nested = self.connection.in_atomic_block
+        with (
+            transaction.atomic(using=self.alias) if nested else contextlib.nullcontext(),
+            self.connection.cursor() as cursor,
+        ):
+            cursor.execute(FINISH, [*map(list, columns), now, worker, label])
+            return {row[0] for row in cursor.fetchall()}
+
+    def names(self, queues: Queues) -> Sequence[str]:
+        if not queues.exclude:
+            return queues.names
+        with self.connection.cursor() as cursor:
+            cursor.execute(QUEUE_NAMES)
+            return [name for (name,) in cursor.fetchall() if name not in queues.names]
+
+    def notify(self, queues: Iterable[str]) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT pg_notify(%s, unnest(%s::text[]))", [CHANNEL, list(queues)])
+
+    def listen(self) -> Any:
+        """A psycopg connection that has said LISTEN, or None with psycopg2."""
+        if not self._is_psycopg3():
+            return None
+        wrapper = self.connection
+        params = {**wrapper.get_connection_params(), "autocommit": True}
+        params.pop("pool", None)
+        connection = wrapper.Database.connect(**params)
+        connection.execute(f"LISTEN {CHANNEL}")
+        return connection

@@ -1,0 +1,45 @@
+"""SQLite: one writer at a time, so an immediate transaction stands in for row locks."""
+
+import contextlib
+from collections.abc import Iterator
+
+from django.db import transaction
+
+from ..models import Job, JobQuerySet
+from .base import Queues, Storage
+
+
+class SQLiteStorage(Storage):
+    @property
+    def shareable(self) -> bool:  # type: ignore[override]
+        return not self.connection.is_in_memory_db()
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[None]:
+        """``BEGIN IMMEDIATE``: waits for the other writer before it reads.
+
+        A deferred transaction that reads and then writes fails with SQLITE_BUSY when another has written in between,
+        whatever the busy timeout.
+        """
+        connection = self.connection
+        if connection.in_atomic_block:
+            with transaction.atomic(using=self.alias):
+                yield
+            return
+        mode, connection.transaction_mode = connection.transaction_mode, "IMMEDIATE"
+        try:
+            with transaction.atomic(using=self.alias):
+                yield
+        finally:
+            connection.transaction_mode = mode
+
+    def _pick(self, queues: Queues, limit: int, claimable: JobQuerySet) -> list[Job]:
+        if not queues.exclude and len(queues.names) == 1:
+            named = claimable.filter(queue_name=queues.names[0])
+            return list(named.order_by("-priority", "created")[:limit])
+        heads = [
+            job
+            for name in self.names(queues)
+            for job in claimable.filter(queue_name=name).order_by("-priority", "created")[:limit]
+        ]
+        return sorted(heads, key=lambda job: (-job.priority, job.created))[:limit]

@@ -1,0 +1,168 @@
+"""Wake-ups: hints that there is work. They carry no truth; a worker that misses them all finds its jobs by polling.
+
+In one process, `ring` wakes every `Bell`. Between processes the storage's ``notify`` and ``listen`` do (LISTEN/NOTIFY on
+PostgreSQL); where there is no such thing, workers poll.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+logger = logging.getLogger("django_dbq")
+
+# A process sends at most one notification per queue in this time (seconds). One that was held back is not lost: whoever
+# was woken by the one before looks again after `LOOK_AGAIN`, when every job created in between has been committed.
+DEBOUNCE = 0.01
+LOOK_AGAIN = 2 * DEBOUNCE
+PROVE_TIMEOUT = 2.0  # seconds for a notification to come back before LISTEN counts as broken
+RETRY_LISTEN = (1.0, 60.0)  # seconds until the next try, doubled up to the second number
+
+_bells: "weakref.WeakSet[Bell]" = weakref.WeakSet()
+_sent: dict[tuple[str, str], float] = {}
+
+
+def ring(queues: Iterable[str]) -> None:
+    """Wake the workers of this process."""
+    for bell in list(_bells):
+        bell.ring()
+
+
+def worth_sending(using: str, queues: Iterable[str]) -> bool:
+    """Whether a notification has to go out for any of ``queues``, or the last one is young enough to serve."""
+    now = time.monotonic()
+    fresh = [q for q in queues if now - _sent.get((using, q), -DEBOUNCE) >= DEBOUNCE]
+    for queue in fresh:
+        _sent[using, queue] = now
+    return bool(fresh)
+
+
+class Bell:
+    """Ends a wait from a signal handler, another thread or the same process; rings that nobody awaits are kept."""
+
+    def __init__(self) -> None:
+        self._hear, self._pull = socket.socketpair()
+        self._hear.setblocking(False)
+        self._pull.setblocking(False)
+
+    def ring(self) -> None:
+        with contextlib.suppress(OSError):  # full: it is ringing already; closed: nobody is there
+            self._pull.send(b"!")
+
+    def fileno(self) -> int:
+        return self._hear.fileno()
+
+    def hush(self) -> None:
+        """Forget the rings so far."""
+        with contextlib.suppress(BlockingIOError):
+            while self._hear.recv(4096):
+                pass
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait up to ``timeout`` seconds (None: for ever); True if it rang."""
+        rang, _, _ = select.select([self], [], [], timeout)
+        self.hush()
+        return bool(rang)
+
+    def close(self) -> None:
+        self._hear.close()
+        self._pull.close()
+
+
+class Wakeup:
+    """How one worker waits: on its bell and, where the database can, on a listening connection.
+
+    Args:
+        listen: opens a connection that hears notifications, or returns None where there is no such thing.
+        notify: sends one, over the worker's ordinary connection; used to prove that the listening one hears it.
+    """
+
+    def __init__(
+        self,
+        listen: Callable[[], Any] | None = None,
+        notify: Callable[[Iterable[str]], None] | None = None,
+    ) -> None:
+        self.bell = Bell()
+        _bells.add(self.bell)
+        self._listen, self._notify = listen, notify
+        self._connection: Any = None
+        self._retry_at, self._retry_delay = 0.0, RETRY_LISTEN[0]
+        self._told = False
+
+    @property
+    def healthy(self) -> bool:
+        """Whether notifications from other processes are being heard."""
+        return self._connection is not None
+
+    def wait(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds; True if something rang or was notified."""
+        self._connect()
+        sources: list[Any] = [self.bell]
+        if self._connection is not None:
+            sources.append(self._connection)
+        try:
+            ready, _, _ = select.select(sources, [], [], max(0.0, timeout))
+            if self._connection in ready:
+                self._drain(0)
+        except Exception as error:  # psycopg's, or a socket that was closed under us
+            self._lost(error)
+            return True
+        self.bell.hush()
+        return bool(ready)
+
+    def close(self) -> None:
+        self._disconnect()
+        _bells.discard(self.bell)
+        self.bell.close()
+
+    def _connect(self) -> None:
+        if self._connection is not None or self._listen is None or time.monotonic() < self._retry_at:
+            return
+        try:
+            self._connection = self._listen()
+            if self._connection is None:
+                self._listen = None  # this database has none
+                return
+            self._prove()
+        except Exception as error:
+            self._lost(error)
+            return
+        self._retry_delay = RETRY_LISTEN[0]
+        if self._told:
+            logger.info("Listening for notifications again")
+        self._told = False
+
+    def _prove(self) -> None:
+        """Behind a transaction pooler LISTEN succeeds and hears nothing, so send one and wait for it."""
+        assert self._notify is not None
+        token = f"prove:{os.getpid()}:{uuid.uuid4().hex}"
+        self._notify([token])
+        deadline = time.monotonic() + PROVE_TIMEOUT
+        while (left := deadline - time.monotonic()) > 0:
+            if token in self._drain(left):
+                return
+        raise ConnectionError("notifications do not arrive (a transaction pooler in between?)")
+
+    def _drain(self, timeout: float) -> list[str]:
+        """The payloads that have arrived; waits up to ``timeout`` seconds for the first."""
+        return [n.payload for n in self._connection.notifies(timeout=timeout, stop_after=1)]
+
+    def _lost(self, error: Exception) -> None:
+        self._disconnect()
+        self._retry_at = time.monotonic() + self._retry_delay
+        self._retry_delay = min(2 * self._retry_delay, RETRY_LISTEN[1])
+        if not self._told:
+            logger.warning("Not listening for notifications, polling instead: %s", error)
+        self._told = True
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(Exception):
+                self._connection.close()
+        self._connection = None

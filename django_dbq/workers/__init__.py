@@ -1,0 +1,1 @@
+"""Worker processes: the loop, where tasks run, and what keeps them in order."""

@@ -1,0 +1,71 @@
+"""Where tasks run: one after the other in the worker's main thread."""
+
+import datetime
+import logging
+from collections.abc import Callable
+
+from django.db import connections
+
+from .. import runner
+from ..engine import Execution
+from ..models import Job
+from .inflight import InFlight
+
+logger = logging.getLogger("django_dbq")
+
+
+class MainThreadExecutor:
+    """Runs what is in flight until nothing is left to start.
+
+    Args:
+        using: the database alias of the queue.
+        clock: tells the time (UTC).
+        ended: called after each task.
+        stranded: called with a job whose step the settings no longer know.
+    """
+
+    def __init__(
+        self,
+        inflight: InFlight,
+        using: str,
+        clock: Callable[[], datetime.datetime],
+        ended: Callable[[], None],
+        stranded: Callable[[Job], None],
+    ) -> None:
+        self.inflight = inflight
+        self.using = using
+        self.clock = clock
+        self.ended = ended
+        self.stranded = stranded
+
+    def run(self) -> int:
+        """Run jobs until none is left to start; returns how many were run."""
+        count = 0
+        nested = connections[self.using].in_atomic_block  # a test's transaction, say
+        while (job := self.inflight.start()) is not None:
+            try:
+                execution = runner.run(job, self.clock)
+            except LookupError:
+                logger.warning("Handing back a job that this worker does not know: job=%s", job.pk)
+                self.inflight.drop(job)
+                self.stranded(job)
+                continue
+            if not nested:
+                self._close_open_transactions(execution)
+            self.inflight.end(execution)
+            count += 1
+            self.ended()
+        return count
+
+    def _close_open_transactions(self, execution: Execution) -> None:
+        """Roll back what a task left open: outcomes written inside it would never be committed."""
+        for connection in connections.all(initialized_only=True):
+            if connection.get_autocommit() and not connection.in_atomic_block:
+                continue
+            logger.error(
+                "Task left a transaction open, rolled back: job=%s task=%s database=%s",
+                execution.job.pk,
+                execution.step.path,
+                connection.alias,
+            )
+            connection.close()

@@ -1,0 +1,72 @@
+"""The workspace's one way to text and back, the same for every database.
+
+The strictest database decides what JSON is: PostgreSQL's ``jsonb`` takes no NaN, no NUL character and no half of a
+surrogate pair. What one database could not store is refused for all, before anything is written.
+"""
+
+import json
+import math
+from typing import Any
+
+
+class InvalidWorkspace(TypeError):
+    """A workspace that is not JSON; the message names the key and the value's type."""
+
+
+def dump(workspace: Any) -> str:
+    """Serialise ``workspace``.
+
+    Raises:
+        InvalidWorkspace: it holds something that JSON, or one of the supported databases, cannot.
+    """
+    try:
+        text = json.dumps(workspace, ensure_ascii=False, allow_nan=False)
+        text.encode()  # a lone surrogate raises here
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidWorkspace(_explain(workspace) or f"workspace is not JSON: {error}") from None
+    # A NUL is always escaped in JSON text, so it can be looked for there; "\\u0000" may also be a backslash's.
+    if "\\u0000" in text and (problem := _explain(workspace)):
+        raise InvalidWorkspace(problem)
+    return text
+
+
+def load(text: str | None) -> Any:
+    """The inverse of `dump`; a NULL column is an empty workspace."""
+    return {} if text is None else json.loads(text)
+
+
+def _explain(value: Any, path: str = "workspace", depth: int = 0) -> str | None:
+    """Say what is wrong with the first value that cannot be stored, by its key path."""
+    if depth > 100:
+        return f"{path} is nested too deeply, or contains itself"
+    if value is None or isinstance(value, bool | int):
+        return None
+    if isinstance(value, str):
+        if "\0" in value:
+            return f"{path} contains a NUL character, which databases cannot store"
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return f"{path} contains half of a surrogate pair, which is not text"
+        return None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{path} is {value}, which JSON does not know"
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str | int | float | bool | None):
+                return f"{path} has the key {key!r}: JSON keys are strings"
+            problem = _explain(key, f"the key {key!r} of {path}", depth + 1) or _explain(
+                item, f"{path}[{key!r}]", depth + 1
+            )
+            if problem:
+                return problem
+        return None
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            if problem := _explain(item, f"{path}[{index}]", depth + 1):
+                return problem
+        return None
+    return (
+        f"{path} is of type {type(value).__qualname__}, which JSON does not know: "
+        "store a string or a number, or the primary key of a model instance"
+    )
