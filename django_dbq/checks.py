@@ -32,7 +32,9 @@ def check_settings(
     for pipeline in configuration.catalogue.values():
         problems.extend(_paths(pipeline))
     return [
-        Error(f"{problem.where} {problem.text}.", hint=problem.hint, id=f"django_dbq.{problem.code}")
+        Error(
+            f"{problem.where} {problem.text}.", hint=problem.hint, id=f"django_dbq.{problem.code}"
+        )
         for problem in problems
     ]
 
@@ -74,7 +76,9 @@ def _callable(path: str, where: str, parameters: tuple[str, ...]) -> Iterator[Pr
         return
     call = f"{path.rpartition('.')[2]}({', '.join(parameters)})"
     if not callable(function):
-        yield Problem("E010", where, f"is {path!r}, which is not callable", f"It is called as {call}.")
+        yield Problem(
+            "E010", where, f"is {path!r}, which is not callable", f"It is called as {call}."
+        )
         return
     if inspect.iscoroutinefunction(function):
         hint = "Make it a plain function: async functions are not supported yet."

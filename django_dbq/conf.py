@@ -35,13 +35,14 @@ class Configuration:
     problems: tuple[Problem, ...]  # of both settings
 
 
+_NOTHING: dict[str, Any] = {}
 _read: tuple[object, object, Configuration] | None = None
 
 
 def configuration() -> Configuration:
     """The current settings; parsed again only when one of them is another object than before."""
     global _read
-    jobs, dbq = getattr(settings, "JOBS", {}), getattr(settings, "DBQ", {})
+    jobs, dbq = getattr(settings, "JOBS", _NOTHING), getattr(settings, "DBQ", _NOTHING)
     if _read is None or _read[0] is not jobs or _read[1] is not dbq:
         _read = (jobs, dbq, _parse(jobs, dbq))
     return _read[2]

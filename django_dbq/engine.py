@@ -1,13 +1,13 @@
 """The only writer of job state.
 
-Each function is one change: its transaction, its transition, its fence, then its signals and its wake-ups on commit. None
-of them loops, sleeps or calls user code, and none looks at a clock: ``now`` comes from the caller.
+Each function is one change: its transaction, its transition, its fence, then its signals and its wake-ups
+on commit. None of them loops, sleeps or calls user code, and none looks at a clock: ``now`` comes from the
+caller.
 """
 
 import datetime
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 from django.db import DatabaseError, transaction
@@ -15,33 +15,14 @@ from django.db.models import Count, QuerySet
 
 from . import conf, signals, wakeups
 from .models import Attempt, Job, Worker
-from .outcomes import AttemptOutcome, Decision
-from .pipelines import Step
-from .states import CLAIMABLE, DELETABLE, Event, State, sources, target
-from .storage import Finished, Queues, storage_for
+from .outcomes import decide_failure
+from .states import CLAIMABLE, DELETABLE, Event, sources, target
+from .storage import Execution, Queues, storage_for
 
 logger = logging.getLogger("django_dbq")
 
 
-@dataclass(slots=True)
-class Execution:
-    """One run of one step by a worker: what `runner` reports and `finish` writes."""
-
-    job: Job
-    step: Step
-    started: datetime.datetime
-    finished: datetime.datetime
-    decision: Decision
-    error: BaseException | None = None
-    report: str = ""  # the error's traceback as text
-    workspace: str | None = None  # as JSON text; None if it is as it was
-    attempt: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.attempt = self.job.attempt
-
-
-# -- creation ----------------------------------------------------------------------------------------------------------
+# -- creation --
 
 
 def insert(jobs: Sequence[Job], using: str, batch_size: int | None = None) -> None:
@@ -74,7 +55,7 @@ def notify(queues: frozenset[str], using: str) -> None:
         logger.warning("Could not notify workers: queues=%s", ",".join(queues), exc_info=True)
 
 
-# -- workers -----------------------------------------------------------------------------------------------------------
+# -- workers --
 
 
 def start_worker(worker: Worker, using: str) -> None:
@@ -88,7 +69,7 @@ def stop_worker(worker: Worker, now: datetime.datetime, using: str) -> None:
     worker.save(using=using, update_fields=["stopped"])
 
 
-# -- claim and outcome ---------------------------------------------------------------------------------------------------
+# -- claim and outcome --
 
 
 def claim(
@@ -116,8 +97,9 @@ def finish(
 ) -> list[Execution]:
     """Write what executions came to, with one `Attempt` row each; returns those that were written.
 
-    An outcome whose fence no longer holds (the job was rescued, reset or deleted meanwhile) is dropped and logged. If the
-    database refuses a batch, each is written on its own, so that one bad outcome takes no other with it.
+    An outcome whose fence no longer holds (the job was rescued, reset or deleted meanwhile) is dropped and
+    logged. If the database refuses a batch, each is written on its own, so that one bad outcome takes no
+    other with it.
 
     Raises:
         DatabaseError: the database could not be reached, or refused even a bare failure. Nothing is lost: the same
@@ -126,16 +108,16 @@ def finish(
     if not executions:
         return []
     storage = storage_for(using)
-    outcomes = [_finished(worker, execution) for execution in executions]
     try:
-        won = storage.finish(worker.pk, outcomes, now)
+        won = storage.finish(worker, executions, now)
     except (DatabaseError, ValueError) as error:
         if not storage.is_refusal(error):
             raise
         if len(executions) > 1:
             return [e for one in executions for e in finish(worker, [one], now, using)]
         logger.exception("Outcome refused by the database: job=%s", executions[0].job.pk)
-        won = storage.finish(worker.pk, [_refused(worker, executions[0], error)], now)
+        _refuse(executions[0], error)
+        won = storage.finish(worker, executions, now)
     written = []
     queues = set()
     for execution in executions:
@@ -150,7 +132,10 @@ def finish(
             )
             continue
         written.append(execution)
-        if job.state == State.READY:
+        job.state, job.modified = execution.decision.state, now
+        job.next_task, job.step = execution.next_task, execution.place
+        job.finished = execution.job_finished
+        if job.finished is None:
             queues.add(job.queue_name)
         _tell(execution)
     _wake(queues, using)
@@ -158,57 +143,37 @@ def finish(
 
 
 def _tell(execution: Execution) -> None:
+    job = execution.job
+    logger.info(
+        "Step %s: name=%s queue=%s job=%s task=%s attempt=%s state=%s",
+        execution.outcome,
+        job.name,
+        job.queue_name,
+        job.pk,
+        execution.step.path,
+        execution.attempt,
+        job.state,
+    )
     signals.send(
         signals.step_finished,
         sender=Job,
-        job=execution.job,
+        job=job,
         step=execution.step,
-        outcome=_outcome(execution),
+        outcome=execution.outcome,
         error=execution.error,
     )
-    if execution.decision.event is not Event.STEP_DONE:
-        signals.send(signals.job_finished, sender=Job, job=execution.job)
+    if job.finished is not None:
+        signals.send(signals.job_finished, sender=Job, job=job)
 
 
-def _outcome(execution: Execution) -> AttemptOutcome:
-    return AttemptOutcome.SUCCEEDED if execution.error is None else AttemptOutcome.FAILED
-
-
-def _finished(worker: Worker, execution: Execution) -> Finished:
-    job, decision, step = execution.job, execution.decision, execution.step
-    following = decision.next_step
-    job.state, job.modified = decision.state, execution.finished
-    job.next_task = "" if following is None else following.path
-    job.step = step.place if following is None else following.place
-    job.finished = None if decision.event is Event.STEP_DONE else execution.finished
-    return Finished(
-        job=job,
-        attempt=Attempt(
-            job_id=job.pk,
-            number=execution.attempt,
-            step=step.place,
-            task=step.path,
-            outcome=_outcome(execution).value,
-            worker=worker.label,
-            started=execution.started,
-            finished=execution.finished,
-            error=execution.report,
-        ),
-        state=decision.state,
-        next_task=job.next_task,
-        step=job.step,
-        workspace=execution.workspace,
-        finished=job.finished,
-    )
-
-
-def _refused(worker: Worker, execution: Execution, error: Exception) -> Finished:
-    """The failure that is recorded for an outcome which the database does not take; the workspace stays as it was."""
+def _refuse(execution: Execution, error: Exception) -> None:
+    """Make a bare failure of an outcome that the database does not take; the workspace stays as it was."""
     execution.error = error
-    execution.report = f"The database refused the outcome of this step: {type(error).__name__}: {error}"
-    execution.decision = Decision(Event.ATTEMPT_FAILED, target(Event.ATTEMPT_FAILED), execution.step)
+    execution.report = (
+        f"The database refused the outcome of this step: {type(error).__name__}: {error}"
+    )
+    execution.decision = decide_failure(execution.step)
     execution.workspace = None
-    return _finished(worker, execution)
 
 
 def hand_back(worker: Worker, jobs: Sequence[Job], now: datetime.datetime, using: str) -> int:
@@ -231,7 +196,7 @@ def stopping(worker: Worker, jobs: Iterable[Job], now: datetime.datetime, using:
         ).update(state=target(Event.STOP_ASKED), modified=now)
 
 
-# -- housekeeping --------------------------------------------------------------------------------------------------------
+# -- housekeeping --
 
 
 def stage_due(now: datetime.datetime, using: str) -> int:
@@ -262,5 +227,3 @@ def delete_old(created_before: datetime.datetime, using: str) -> int:
             QuerySet.delete(old.filter(pk__in=ids).order_by())
         count += len(ids)
     return count
-
-

@@ -32,7 +32,8 @@ _CLAIMABLE = [str(state) for state in CLAIMABLE]
 
 
 class PartialIndex(models.Index):
-    """An index of the rows where ``where`` holds; on databases without partial indexes (MySQL, MariaDB) one over ``whole``.
+    """An index of the rows where ``where`` holds; on databases without partial indexes (MySQL, MariaDB) one
+    over ``whole``.
 
     Django would make such an index there without its condition and in its order, which serves no query of ours.
     """
@@ -89,7 +90,9 @@ class JobQuerySet(models.QuerySet["Job"]):
         due = Q(run_after__isnull=True) | Q(run_after__lte=now)
         return self.filter(due, state__in=CLAIMABLE)
 
-    def bulk_create(self, objs: Iterable["Job"], batch_size: int | None = None, **kwargs: Any) -> list["Job"]:
+    def bulk_create(  # type: ignore[override]  # conflicts have no meaning for a new job
+        self, objs: Iterable["Job"], batch_size: int | None = None, **kwargs: Any
+    ) -> list["Job"]:
         """Create many jobs at once, each in full: first step, defaults, creation hook; one INSERT per batch.
 
         Jobs are ordered as given: each is created a microsecond after the one before. As in Django, ``save()`` and
@@ -130,7 +133,9 @@ class JobManager(models.Manager.from_queryset(JobQuerySet)):  # type: ignore[mis
             except DatabaseError:
                 if not left:
                     raise
-                logger.warning("Looking for a ready job failed; tries left: %s", left, exc_info=True)
+                logger.warning(
+                    "Looking for a ready job failed; tries left: %s", left, exc_info=True
+                )
         return None
 
     def delete_old(self, hours: float | None = None) -> int:
@@ -138,7 +143,9 @@ class JobManager(models.Manager.from_queryset(JobQuerySet)):  # type: ignore[mis
         from . import engine
 
         age = datetime.timedelta(hours=hours or DEFAULT_DELETE_JOBS_AFTER_HOURS)
-        return engine.delete_old(timezone.now() - age, using=self._db or router.db_for_write(self.model))
+        return engine.delete_old(
+            timezone.now() - age, using=self._db or router.db_for_write(self.model)
+        )
 
 
 class Worker(models.Model):
@@ -162,10 +169,11 @@ class Worker(models.Model):
 class Job(models.Model):
     """One run of a pipeline.
 
-    ``next_task`` and ``step`` (the path and the place of the step that comes next) are where the job stands; setting
-    ``state`` to READY and ``next_task`` by a plain update sends it there. ``attempt`` and ``worker`` are the fence: they
-    change with every claim, and an outcome is only written where both are still as claimed. ``due`` is a hint that
-    keeps future jobs out of the claim's index; ``run_after`` decides.
+    ``next_task`` and ``step`` (the path and the place of the step that comes next) are where the job
+    stands; setting ``state`` to READY and ``next_task`` by a plain update sends it there. ``attempt`` and
+    ``worker`` are the fence: they change with every claim, and an outcome is only written where both are
+    still as claimed. ``due`` is a hint that keeps future jobs out of the claim's index; ``run_after``
+    decides.
     """
 
     STATES = State

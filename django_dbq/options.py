@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-QUEUE_LENGTH = 63  # of a queue's name, as the column has it: 252 bytes in utf8mb4, so MySQL widens it in place
+QUEUE_LENGTH = (
+    63  # of a queue's name, as the column has it: 252 bytes in utf8mb4, so MySQL widens it in place
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,9 @@ class Problem:
         return f"{self.where} {self.text}"
 
 
-Expectation = Callable[[Any], str | None]  # what is expected instead of the value, or None if the value will do
+Expectation = Callable[
+    [Any], str | None
+]  # what is expected instead of the value, or None if the value will do
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,9 @@ QUEUE = _expect(
 )
 PRIORITY = _expect(
     "a whole number from -32768 to 32767",
-    lambda value: isinstance(value, int) and not isinstance(value, bool) and -32768 <= value <= 32767,
+    lambda value: (
+        isinstance(value, int) and not isinstance(value, bool) and -32768 <= value <= 32767
+    ),
 )
 RATE = _expect(
     '"100/m": starts per second (s), minute (m) or hour (h)',
@@ -116,9 +122,11 @@ RATE = _expect(
 )
 CRON = _expect(
     "five cron fields, or six with seconds",
-    lambda value: isinstance(value, str)
-    and len(value.split()) in (5, 6)
-    and all(re.fullmatch(r"[\w*/,#?-]+", part) for part in value.split()),
+    lambda value: (
+        isinstance(value, str)
+        and len(value.split()) in (5, 6)
+        and all(re.fullmatch(r"[\w*/,#?-]+", part) for part in value.split())
+    ),
 )
 SCHEDULE = _dict_of(
     {
@@ -126,7 +134,9 @@ SCHEDULE = _dict_of(
         "timezone": TEXT,
         "workspace": _expect("a dict", lambda value: isinstance(value, Mapping)),
         "name": TEXT,
-        "misfire": _expect('"skip", "once" or "all"', lambda value: value in ("skip", "once", "all")),
+        "misfire": _expect(
+            '"skip", "once" or "all"', lambda value: value in ("skip", "once", "all")
+        ),
         "max_catch_up": COUNT,
         "overlap": _expect('"allow" or "skip"', lambda value: value in ("allow", "skip")),
         "run_on_creation": FLAG,
@@ -192,7 +202,8 @@ PAUSE_OPTIONS: dict[str, dict[str, Option]] = {
         "wait_for": Option(TEXT, supported=False),
         "timeout": Option(TIMEOUT, supported=False),
         "on_timeout": Option(
-            _expect('"fail" or "continue"', lambda value: value in ("fail", "continue")), supported=False
+            _expect('"fail" or "continue"', lambda value: value in ("fail", "continue")),
+            supported=False,
         ),
         "name": STEP_OPTIONS["name"],
     },

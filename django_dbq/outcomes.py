@@ -29,12 +29,14 @@ class Decision:
 
 
 def decide(pipeline: Pipeline, step: Step, error: BaseException | None) -> Decision:
-    """Decide where a job goes after an attempt at ``step`` that ended with ``error``, or well if that is None.
-
-    A failed job keeps naming the step that failed, so that resetting its state runs that step again.
-    """
+    """Decide where a job goes after an attempt at ``step`` that ended with ``error``, or well if that is None."""
     if error is not None:
-        return Decision(Event.ATTEMPT_FAILED, target(Event.ATTEMPT_FAILED), step)
+        return decide_failure(step)
     following = pipeline.after(step)
     event = Event.LAST_STEP_DONE if following is None else Event.STEP_DONE
     return Decision(event, target(event), following)
+
+
+def decide_failure(step: Step) -> Decision:
+    """A failed job keeps naming the step that failed, so that resetting its state runs that step again."""
+    return Decision(Event.ATTEMPT_FAILED, target(Event.ATTEMPT_FAILED), step)

@@ -106,7 +106,9 @@ def parse(jobs: object, defaults: object = None) -> Catalogue:
     problems: list[Problem] = []
     common = _defaults(defaults, problems)
     if not isinstance(jobs, Mapping):
-        problems.append(Problem("E001", "JOBS", f"is a {_kind(jobs)}", "Make it a dict of jobs by name."))
+        problems.append(
+            Problem("E001", "JOBS", f"is a {_kind(jobs)}", "Make it a dict of jobs by name.")
+        )
         return Catalogue(problems=tuple(problems))
     pipelines = {}
     for name, entry in jobs.items():
@@ -122,13 +124,17 @@ def _defaults(defaults: object, problems: list[Problem]) -> dict[str, Any]:
     if defaults is None:
         return {}
     if not isinstance(defaults, Mapping):
-        problems.append(Problem("E002", where, f"is a {_kind(defaults)}", "Make it a dict of job options."))
+        problems.append(
+            Problem("E002", where, f"is a {_kind(defaults)}", "Make it a dict of job options.")
+        )
         return {}
     allowed = {key: option for key, option in JOB_OPTIONS.items() if key != "tasks"}
     return _options(defaults, allowed, where, None, problems)
 
 
-def _job(name: object, entry: object, common: dict[str, Any], problems: list[Problem]) -> Pipeline | None:
+def _job(
+    name: object, entry: object, common: dict[str, Any], problems: list[Problem]
+) -> Pipeline | None:
     where = f"JOBS[{name!r}]"
     job = name if isinstance(name, str) else None
 
@@ -136,17 +142,33 @@ def _job(name: object, entry: object, common: dict[str, Any], problems: list[Pro
         problems.append(Problem(code, at, text, hint, job))
 
     if not isinstance(name, str) or not name or len(name) > NAME_LENGTH:
-        problem("E001", where, "is not a usable name", f"Name a job by a string of 1 to {NAME_LENGTH} characters.")
+        problem(
+            "E001",
+            where,
+            "is not a usable name",
+            f"Name a job by a string of 1 to {NAME_LENGTH} characters.",
+        )
         return None
     if isinstance(entry, list | tuple):
         entry = {"tasks": entry}
     if not isinstance(entry, Mapping):
-        problem("E002", where, f"is a {_kind(entry)}", 'Make it a list of task paths, or a dict with "tasks".')
+        problem(
+            "E002",
+            where,
+            f"is a {_kind(entry)}",
+            'Make it a list of task paths, or a dict with "tasks".',
+        )
         return None
     options = common | _options(entry, JOB_OPTIONS, where, job, problems)
     tasks = entry.get("tasks")
     if not isinstance(tasks, list | tuple) or not tasks:
-        said = "is missing" if "tasks" not in entry else "is empty" if tasks in ([], ()) else f"is a {_kind(tasks)}"
+        said = (
+            "is missing"
+            if "tasks" not in entry
+            else "is empty"
+            if tasks in ([], ())
+            else f"is a {_kind(tasks)}"
+        )
         problem("E002", f'{where}["tasks"]', said, "List at least one task path.")
         return None
     steps = []
@@ -158,14 +180,22 @@ def _job(name: object, entry: object, common: dict[str, Any], problems: list[Pro
     return Pipeline(name=name, steps=tuple(steps), **known)
 
 
-def _step(step: object, where: str, job: str | None, problems: list[Problem], inside: str = "") -> str | None:
+def _step(
+    step: object, where: str, job: str | None, problems: list[Problem], inside: str = ""
+) -> str | None:
     """Check one step of any form; returns the path of a plain task, the only form that runs so far."""
-    path = JOB_OPTIONS["creation_hook"]  # any option that holds a dotted path checks it the same way
+    path = JOB_OPTIONS[
+        "creation_hook"
+    ]  # any option that holds a dotted path checks it the same way
     if isinstance(step, str):
         return str(step) if _value(step, path, where, job, problems) else None
     if isinstance(step, list | tuple):
         if inside == "map":
-            problems.append(Problem("E005", where, "is a group inside a map", "Give the map one task path.", job))
+            problems.append(
+                Problem(
+                    "E005", where, "is a group inside a map", "Give the map one task path.", job
+                )
+            )
         _group(step, where, job, problems)
         return None
     if not isinstance(step, Mapping):
@@ -181,19 +211,29 @@ def _step(step: object, where: str, job: str | None, problems: list[Problem], in
     if form == "map" and isinstance(step["map"], list | tuple):
         _step(step["map"], f'{where}["map"]', job, problems, inside="map")
         return None
-    values = _options(step, STEP_OPTIONS if form == "task" else PAUSE_OPTIONS[form], where, job, problems)
+    values = _options(
+        step, STEP_OPTIONS if form == "task" else PAUSE_OPTIONS[form], where, job, problems
+    )
     if form == "map" and "over" not in step:
-        problems.append(Problem("E005", where, "is a map without over", "Name the list in the workspace.", job))
+        problems.append(
+            Problem("E005", where, "is a map without over", "Name the list in the workspace.", job)
+        )
     return values.get("task")
 
 
-def _group(branches: Iterable[object], where: str, job: str | None, problems: list[Problem]) -> None:
+def _group(
+    branches: Iterable[object], where: str, job: str | None, problems: list[Problem]
+) -> None:
     branches = tuple(branches)
     if not branches:
-        problems.append(Problem("E005", where, "is an empty group", "Give it branches, or remove it.", job))
+        problems.append(
+            Problem("E005", where, "is an empty group", "Give it branches, or remove it.", job)
+        )
         return
     hint = "This release runs steps one after the other: list them in `tasks` itself."
-    problems.append(Problem("E006", where, "is a parallel group, which is not supported yet", hint, job))
+    problems.append(
+        Problem("E006", where, "is a parallel group, which is not supported yet", hint, job)
+    )
     for number, branch in enumerate(branches):
         sequence = branch if isinstance(branch, list | tuple) else [branch]
         for place, step in enumerate(sequence):
@@ -214,13 +254,17 @@ def _options(
         at = f"{where}[{key!r}]" if not isinstance(key, str) else f'{where}["{key}"]'
         if key not in allowed:
             hint = f"Known here: {', '.join(allowed)}."
-            problems.append(Problem("E003", at, f"is an unknown option{nearest(key, allowed)}", hint, job))
+            problems.append(
+                Problem("E003", at, f"is an unknown option{nearest(key, allowed)}", hint, job)
+            )
         elif _value(value, allowed[key], at, job, problems):
             valid[key] = value
     return valid
 
 
-def _value(value: object, option: Option, at: str, job: str | None, problems: list[Problem]) -> bool:
+def _value(
+    value: object, option: Option, at: str, job: str | None, problems: list[Problem]
+) -> bool:
     expected = option.expects(value)
     if expected is not None:
         problems.append(Problem("E004", at, f"is {value!r}", f"Expected: {expected}.", job))

@@ -9,10 +9,10 @@ from typing import Any
 from django.utils.module_loading import import_string
 
 from . import conf, signals, workspaces
-from .engine import Execution
 from .models import Job
 from .outcomes import decide
 from .pipelines import Pipeline, Step
+from .storage import Execution
 
 logger = logging.getLogger("django_dbq")
 
@@ -74,7 +74,10 @@ def _attempt(job: Job, pipeline: Pipeline, step: Step) -> BaseException | None:
             import_string(pipeline.pre_task_hook)(job)
         import_string(step.path)(job)
         workspaces.dump(job.workspace)
-    except (Exception, SystemExit) as error:  # a task that calls sys.exit() fails; the worker goes on
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a task that calls sys.exit() fails; the worker goes on
         return error
     return None
 

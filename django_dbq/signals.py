@@ -13,7 +13,9 @@ logger = logging.getLogger("django_dbq")
 
 job_created = Signal()  # job
 step_started = Signal()  # job, step (a pipelines.Step)
-step_finished = Signal()  # job, step, outcome (an outcomes.AttemptOutcome), error (an exception or None)
+step_finished = (
+    Signal()
+)  # job, step, outcome (an outcomes.AttemptOutcome), error (an exception or None)
 job_finished = Signal()  # job; its state is COMPLETE or FAILED
 
 
@@ -23,6 +25,4 @@ def send(signal: Signal, **kwargs: Any) -> None:
         return
     for receiver, response in signal.send_robust(**kwargs):
         if isinstance(response, Exception):
-            logger.error(
-                "A signal receiver failed: receiver=%r", receiver, exc_info=response
-            )
+            logger.error("A signal receiver failed: receiver=%r", receiver, exc_info=response)

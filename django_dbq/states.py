@@ -9,6 +9,7 @@ import hashlib
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 
 from django.db.models import TextChoices
@@ -29,7 +30,7 @@ class State(TextChoices):
     FAILED = "FAILED", _("Failed")  # a person, or nobody
     CANCELLED = "CANCELLED", _("Cancelled")  # a person, or nobody
 
-    COMPLETED: "State"  # type: ignore[misc]  # the documented other word for COMPLETE, set below
+    COMPLETED: "State"  # the documented other word for COMPLETE, set below
 
     @classmethod
     def _missing_(cls, value: object) -> "State | None":
@@ -85,6 +86,7 @@ def sources(event: Event) -> tuple[State, ...]:
     return tuple(t.source for t in TRANSITIONS if t.event is event and t.source is not None)
 
 
+@cache
 def target(event: Event) -> State:
     """The state in which ``event`` leaves a job; only for events that lead to a single state."""
     (state,) = {t.target for t in TRANSITIONS if t.event is event}

@@ -1,7 +1,7 @@
 """Wake-ups: hints that there is work. They carry no truth; a worker that misses them all finds its jobs by polling.
 
-In one process, `ring` wakes every `Bell`. Between processes the storage's ``notify`` and ``listen`` do (LISTEN/NOTIFY on
-PostgreSQL); where there is no such thing, workers poll.
+In one process, `ring` wakes every `Bell`. Between processes the storage's ``notify`` and ``listen`` do
+(LISTEN/NOTIFY on PostgreSQL); where there is no such thing, workers poll.
 """
 
 import contextlib
@@ -122,7 +122,11 @@ class Wakeup:
         self.bell.close()
 
     def _connect(self) -> None:
-        if self._connection is not None or self._listen is None or time.monotonic() < self._retry_at:
+        if (
+            self._connection is not None
+            or self._listen is None
+            or time.monotonic() < self._retry_at
+        ):
             return
         try:
             self._connection = self._listen()

@@ -58,9 +58,7 @@ class Migration(migrations.Migration):
         migrations.AlterField(
             model_name="job",
             name="workspace",
-            field=models.JSONField(
-                blank=True, default=dict, null=True, verbose_name="workspace"
-            ),
+            field=models.JSONField(blank=True, default=dict, null=True, verbose_name="workspace"),
         ),
         migrations.AlterField(
             model_name="job",

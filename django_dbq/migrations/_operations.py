@@ -32,7 +32,9 @@ class AddIndexOnline(migrations.AddIndex):
 
 
 class AddCheckOnline(migrations.AddConstraint):
-    """Adds a check without reading the rows that are there, where the database can (PostgreSQL): it holds from now on."""
+    """Adds a check without reading the rows that are there, where the database can (PostgreSQL): it holds from
+    now on.
+    """
 
     def database_forwards(
         self,

@@ -4,7 +4,7 @@ import contextlib
 import datetime
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -13,8 +13,10 @@ from django.db.models import F, Min, Q, QuerySet, Value
 from django.db.models.functions import Concat
 
 from .. import workspaces
-from ..models import Attempt, Job, JobQuerySet
-from ..states import CLAIMABLE, HELD, Event, State, target
+from ..models import Attempt, Job, JobQuerySet, Worker
+from ..outcomes import AttemptOutcome, Decision
+from ..pipelines import Step
+from ..states import CLAIMABLE, FINISHED, HELD, Event, State, target
 
 PEEK = 1000  # rows that one housekeeping statement touches at most
 
@@ -32,16 +34,39 @@ class Queues:
 
 
 @dataclass(slots=True)
-class Finished:
-    """One execution that has ended, and what becomes of its job; see `engine.finish`."""
+class Execution:
+    """One run of one step by a worker, and what becomes of the job: what the runner reports and `finish` writes."""
 
     job: Job
-    attempt: Attempt
-    state: State
-    next_task: str
-    step: int
-    workspace: str | None  # as JSON text; None if the task left it as it was
-    finished: datetime.datetime | None  # when the job ended; None if it goes on
+    step: Step
+    started: datetime.datetime
+    finished: datetime.datetime
+    decision: Decision
+    error: BaseException | None = None
+    report: str = ""  # the error's traceback as text
+    workspace: str | None = None  # as JSON text; None if it is as it was
+    attempt: int = field(init=False)  # the fence, with the worker
+
+    def __post_init__(self) -> None:
+        self.attempt = self.job.attempt
+
+    @property
+    def outcome(self) -> AttemptOutcome:
+        return AttemptOutcome.SUCCEEDED if self.error is None else AttemptOutcome.FAILED
+
+    @property
+    def place(self) -> int:
+        """Where the job stands afterwards: at its next step, or still at this one."""
+        return (self.decision.next_step or self.step).place
+
+    @property
+    def next_task(self) -> str:
+        return self.decision.next_step.path if self.decision.next_step else ""
+
+    @property
+    def job_finished(self) -> datetime.datetime | None:
+        """When the job ended, or None if it goes on."""
+        return self.finished if self.decision.state in FINISHED else None
 
 
 class Storage:
@@ -63,7 +88,7 @@ class Storage:
         queryset: JobQuerySet = Job.objects.using(self.alias)
         return queryset
 
-    # -- what a database may do better ---------------------------------------------------------------------------
+    # -- what a database may do better --
 
     shareable = True  # other threads and processes can open the same database
 
@@ -82,13 +107,13 @@ class Storage:
         """A connection of its own that hears `notify`, or None where the database has no such thing."""
         return None
 
-    # -- creation --------------------------------------------------------------------------------------------------
+    # -- creation --
 
     def insert(self, jobs: Sequence[Job], batch_size: int | None = None) -> None:
         """Insert new jobs, all or none."""
         QuerySet.bulk_create(self.jobs, jobs, batch_size)  # Django's own: these jobs are complete
 
-    # -- claim and outcome -----------------------------------------------------------------------------------------
+    # -- claim and outcome --
 
     def claim(
         self,
@@ -99,7 +124,8 @@ class Storage:
         known_steps: Sequence[str],
         untouched_since: datetime.datetime | None = None,
     ) -> list[Job]:
-        """Take up to ``limit`` claimable jobs for a worker, in order; each remembers its state before in ``claimed_from``.
+        """Take up to ``limit`` claimable jobs for a worker, in order; each remembers its state before in
+        ``claimed_from``.
 
         Args:
             known_steps: ``"name path"`` of every step that the worker can run; others stay where they are.
@@ -114,7 +140,10 @@ class Storage:
                 job.state, job.worker_id, job.modified = target(Event.CLAIMED), worker, now
                 job.attempt += 1
             self.jobs.filter(pk__in=[job.pk for job in picked]).update(
-                state=target(Event.CLAIMED), worker_id=worker, modified=now, attempt=F("attempt") + 1
+                state=target(Event.CLAIMED),
+                worker_id=worker,
+                modified=now,
+                attempt=F("attempt") + 1,
             )
         return picked
 
@@ -138,33 +167,48 @@ class Storage:
         """Lock the first ``limit`` of the claimable jobs; called within `write`."""
         raise NotImplementedError
 
-    def finish(self, worker: int, outcomes: Sequence[Finished], now: datetime.datetime) -> set[UUID]:
+    def finish(
+        self, worker: Worker, executions: Sequence[Execution], now: datetime.datetime
+    ) -> set[UUID]:
         """Write outcomes and attempts where the fence (worker and attempt number) still holds; returns those jobs."""
         with self.write():
             fence = dict(
                 self.jobs.select_for_update()
-                .filter(pk__in=[o.job.pk for o in outcomes], worker_id=worker, state__in=HELD)
+                .filter(pk__in=[e.job.pk for e in executions], worker_id=worker.pk, state__in=HELD)
                 .values_list("pk", "attempt")
             )
-            won = [o for o in outcomes if fence.get(o.job.pk) == o.job.attempt]
-            alike: dict[tuple[Any, ...], list[Finished]] = defaultdict(list)
-            for o in won:
+            won = [e for e in executions if fence.get(e.job.pk) == e.attempt]
+            alike: dict[tuple[Any, ...], list[Execution]] = defaultdict(list)
+            for e in won:
                 # A changed workspace is its row's own; rows that are set to the same values share one statement.
-                key = (o.state, o.next_task, o.step, o.finished, o.workspace and o.job.pk)
-                alike[key].append(o)
-            for (state, next_task, step, finished, _), group in alike.items():
-                values = {
+                own = e.job.pk if e.workspace is not None else None
+                alike[e.decision.state, e.next_task, e.place, e.job_finished, own].append(e)
+            for (state, next_task, step, finished, own), group in alike.items():
+                values: dict[str, Any] = {
                     "state": state,
                     "next_task": next_task,
                     "step": step,
                     "finished": finished,
                     "modified": now,
                 }
-                if group[0].workspace is not None:
+                if own is not None:
                     values["workspace"] = workspaces.load(group[0].workspace)
-                self.jobs.filter(pk__in=[o.job.pk for o in group]).update(**values)
-            Attempt.objects.using(self.alias).bulk_create([o.attempt for o in won])
-        return {o.job.pk for o in won}
+                self.jobs.filter(pk__in=[e.job.pk for e in group]).update(**values)
+            Attempt.objects.using(self.alias).bulk_create(
+                Attempt(
+                    job_id=e.job.pk,
+                    number=e.attempt,
+                    step=e.step.place,
+                    task=e.step.path,
+                    outcome=e.outcome,
+                    worker=worker.label,
+                    started=e.started,
+                    finished=e.finished,
+                    error=e.report,
+                )
+                for e in won
+            )
+        return {e.job.pk for e in won}
 
     def hand_back(self, worker: int, jobs: Sequence[Job], now: datetime.datetime) -> int:
         """Return claimed jobs that were not started to where they were, their attempt given back; returns how many."""
@@ -181,7 +225,7 @@ class Storage:
                     ).update(state=state, worker_id=None, modified=now, attempt=attempt - 1)
         return count
 
-    # -- housekeeping ------------------------------------------------------------------------------------------------
+    # -- housekeeping --
 
     def stage_due(self, now: datetime.datetime) -> int:
         """Mark future jobs whose time has come as due; returns how many, at most `PEEK` in one call."""
@@ -190,7 +234,9 @@ class Storage:
                 self.jobs.claimable(now)
                 .filter(due=False)
                 .order_by("run_after")
-                .select_for_update(skip_locked=self.connection.features.has_select_for_update_skip_locked)
+                .select_for_update(
+                    skip_locked=self.connection.features.has_select_for_update_skip_locked
+                )
                 .values_list("pk", flat=True)[:PEEK]
             )
             # Past the manager's update, which would judge run_after again.

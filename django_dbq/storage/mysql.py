@@ -13,13 +13,16 @@ REFUSALS = {1153, 1366, 1406, 3140, 3141, 3143, 3157}
 
 class MySQLStorage(Storage):
     def is_refusal(self, error: Exception) -> bool:
-        return super().is_refusal(error) or (isinstance(error, DatabaseError) and error.args[:1] != () and error.args[0] in REFUSALS)
+        return super().is_refusal(error) or (
+            isinstance(error, DatabaseError) and error.args[:1] != () and error.args[0] in REFUSALS
+        )
 
     def _pick(self, queues: Queues, limit: int, claimable: JobQuerySet) -> list[Job]:
         """Look without locks, then lock what was seen and skip what another worker locks.
 
-        One locking query over both states would sort, and InnoDB locks every row that it reads for a sort: the first
-        worker would hold the whole backlog. Looking per queue and state reads the index in order and stops at the limit.
+        One locking query over both states would sort, and InnoDB locks every row that it reads for a sort:
+        the first worker would hold the whole backlog. Looking per queue and state reads the index in order
+        and stops at the limit.
         """
         for _ in range(TRIES):
             heads = sorted(
@@ -32,7 +35,9 @@ class MySQLStorage(Storage):
             )[:limit]
             if not heads:
                 break
-            locked = claimable.filter(pk__in=[pk for _, _, pk in heads]).select_for_update(skip_locked=True)
+            locked = claimable.filter(pk__in=[pk for _, _, pk in heads]).select_for_update(
+                skip_locked=True
+            )
             if picked := list(locked):  # else another worker took them all: look again
                 return sorted(picked, key=lambda job: (-job.priority, job.created))
         return []

@@ -1,21 +1,23 @@
 """PostgreSQL: one statement claims a batch, one finishes it, and NOTIFY wakes the workers.
 
-The statements are written by hand because the ORM has no SKIP LOCKED update with RETURNING and no arrays of rows. Numbers
-that shape the plan (LIMIT) are literals: a parameter could get a generic plan that joins the whole table.
+The statements are written by hand because the ORM has no SKIP LOCKED update with RETURNING and no arrays of
+rows. Numbers that shape the plan (LIMIT) are literals: a parameter could get a generic plan that joins the
+whole table.
 """
 
 import contextlib
 import datetime
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
 from django.db import transaction
 
 from .. import workspaces
-from ..models import Attempt, Job
+from ..models import Attempt, Job, Worker
 from ..states import CLAIMABLE, HELD, Event, State, target
-from .base import Finished, Queues, Storage
+from .base import Execution, Queues, Storage
 
 CHANNEL = "django_dbq"
 
@@ -27,10 +29,10 @@ def _literals(states: Iterable[State]) -> str:
 
 JOB = Job._meta.db_table
 ATTEMPT = Attempt._meta.db_table
-COLUMNS = [field.column for field in Job._meta.concrete_fields]
-ATTNAMES = [field.attname for field in Job._meta.concrete_fields]
+FIELDS = Job._meta.concrete_fields
+COLUMNS = [str(field.column) for field in FIELDS]
+ATTNAMES = [field.attname for field in FIELDS]
 WORKSPACE = ATTNAMES.index("workspace")
-CREATED = ATTNAMES.index("created")
 # The primary key is looked up once more for the update: with ctid instead, a row that moved would be missed.
 CLAIM = f"""
 WITH picked AS MATERIALIZED ({{pick}})
@@ -62,29 +64,30 @@ WITH RECURSIVE held AS (
   FROM held WHERE held.queue_name IS NOT NULL)
 SELECT queue_name FROM held WHERE queue_name IS NOT NULL
 """
-# The state is compared as an expression so that no partial index over held rows, full of dead entries, can tempt the
-# planner away from the primary key.
+# One row of JSON per outcome: arrays of text cost psycopg more to write than JSON costs PostgreSQL to read.
+# The fence is compared with columns of the outcome, not with constants: as a filter on the job it would be
+# taken to leave one row, and that estimate makes the planner walk all outcomes for each job.
 FINISH = f"""
 WITH outcome AS MATERIALIZED (
-  SELECT * FROM unnest(%s::uuid[], %s::int[], %s::text[], %s::text[], %s::int[], %s::text[],
-    %s::timestamptz[], %s::int[], %s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[], %s::text[])
-  AS o(id, attempt, state, next_task, step, workspace, finished,
-    ran_step, ran_task, ran_outcome, ran_from, ran_to, error)),
+  SELECT o.*, %s::bigint AS worker_id, ARRAY[{_literals(HELD)}] AS held
+  FROM json_to_recordset(%s::json) AS o(id uuid, attempt int, state text, next_task text, step int, ended bool,
+    workspace text, ran_step int, ran_task text, outcome text, started timestamptz, finished timestamptz, error text)),
 won AS (
   UPDATE {JOB} AS job SET state = o.state, next_task = o.next_task, step = o.step, modified = %s,
-    finished = o.finished, workspace = CASE WHEN o.workspace IS NULL THEN job.workspace ELSE o.workspace::jsonb END
+    finished = CASE WHEN o.ended THEN o.finished END, workspace = COALESCE(o.workspace::jsonb, job.workspace)
   FROM outcome AS o
-  WHERE job.id = o.id AND job.attempt = o.attempt AND job.worker_id = %s
-    AND job.state || '' IN ({_literals(HELD)})
-  RETURNING job.id),
+  WHERE job.id = o.id AND job.attempt = o.attempt AND job.worker_id = o.worker_id AND job.state = ANY(o.held)
+  RETURNING o.*),
 recorded AS (
   INSERT INTO {ATTEMPT} (job_id, number, step, task, outcome, worker, started, finished, error)
-  SELECT id, o.attempt, ran_step, ran_task, ran_outcome, %s, ran_from, ran_to, error
-  FROM outcome AS o JOIN won USING (id))
+  SELECT id, attempt, ran_step, ran_task, outcome, %s, started, finished, error FROM won)
 SELECT id FROM won
 """
-INSERTED = [field for field in Job._meta.concrete_fields]
-COPY = f"COPY {JOB} ({', '.join(field.column for field in INSERTED)}) FROM STDIN"
+# For batches of rows that are looked up by primary key: with stale statistics, or a small table, the planner would
+# rather read the whole table. Only for the one transaction, and only where it is worth its round trips.
+STEER = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+STEER_FROM = 50  # rows
+COPY = f"COPY {JOB} ({', '.join(COLUMNS)}) FROM STDIN"
 COPY_FROM = 50  # jobs: below, one INSERT is as fast
 
 
@@ -94,13 +97,16 @@ class PostgreSQLStorage(Storage):
         if len(jobs) < COPY_FROM or not self._is_psycopg3():
             super().insert(jobs, batch_size)
             return
-        with transaction.atomic(using=self.alias), self.connection.cursor() as cursor:
-            with cursor.copy(COPY) as copy:
-                for job in jobs:
-                    values = job.__dict__
-                    row = [values[name] for name in ATTNAMES]
-                    row[WORKSPACE] = workspaces.dump(job.workspace)
-                    copy.write_row(row)
+        with (
+            transaction.atomic(using=self.alias),
+            self.connection.cursor() as cursor,
+            cursor.copy(COPY) as copy,
+        ):
+            for job in jobs:
+                values = job.__dict__
+                row = [values[name] for name in ATTNAMES]
+                row[WORKSPACE] = workspaces.dump(job.workspace)
+                copy.write_row(row)
         for job in jobs:
             job._state.adding = False
             job._state.db = self.alias
@@ -134,7 +140,7 @@ class PostgreSQLStorage(Storage):
         else:
             pick = PICK_QUEUES.format(queue="served.queue_name", more=more, limit=int(limit))
         served = names[0] if len(names) == 1 else list(names)
-        with self.connection.cursor() as cursor:
+        with self._batch(limit) as cursor:
             cursor.execute(CLAIM.format(pick=pick), [served, *filters, worker, now])
             rows = cursor.fetchall()
         jobs = [self._claimed(row) for row in rows]
@@ -149,29 +155,44 @@ class PostgreSQLStorage(Storage):
         job.claimed_from, job.stored_workspace = State(row[0]), text
         return job
 
-    def finish(self, worker: int, outcomes: Sequence[Finished], now: datetime.datetime) -> set[UUID]:
-        columns = list(
-            zip(
-                *(
-                    (
-                        o.job.pk, o.job.attempt, o.state.value, o.next_task, o.step, o.workspace, o.finished,
-                        o.attempt.step, o.attempt.task, o.attempt.outcome, o.attempt.started, o.attempt.finished,
-                        o.attempt.error,
-                    )
-                    for o in outcomes
-                ),
-                strict=True,
-            )
-        )  # fmt: skip
-        label = outcomes[0].attempt.worker
+    def finish(
+        self, worker: Worker, executions: Sequence[Execution], now: datetime.datetime
+    ) -> set[UUID]:
+        rows = [
+            {
+                "id": str(e.job.pk),
+                "attempt": e.attempt,
+                "state": e.decision.state,
+                "next_task": e.next_task,
+                "step": e.place,
+                "ended": e.job_finished is not None,
+                "workspace": e.workspace,
+                "ran_step": e.step.place,
+                "ran_task": e.step.path,
+                "outcome": e.outcome,
+                "started": e.started.isoformat(),
+                "finished": e.finished.isoformat(),
+                "error": e.report,
+            }
+            for e in executions
+        ]
+        with self._batch(len(rows)) as cursor:
+            cursor.execute(FINISH, [worker.pk, json.dumps(rows), now, worker.label])
+            return {key for (key,) in cursor.fetchall()}
+
+    @contextlib.contextmanager
+    def _batch(self, rows: int) -> Iterator[Any]:
+        """A cursor for one statement over so many rows."""
         # Within a caller's transaction a refused statement must leave that transaction usable.
         nested = self.connection.in_atomic_block
-        with (
-            transaction.atomic(using=self.alias) if nested else contextlib.nullcontext(),
-            self.connection.cursor() as cursor,
-        ):
-            cursor.execute(FINISH, [*map(list, columns), now, worker, label])
-            return {row[0] for row in cursor.fetchall()}
+        steered = rows >= STEER_FROM and not nested
+        transactional = (
+            transaction.atomic(using=self.alias) if nested or steered else contextlib.nullcontext()
+        )
+        with transactional, self.connection.cursor() as cursor:
+            if steered:
+                cursor.execute(STEER)
+            yield cursor
 
     def names(self, queues: Queues) -> Sequence[str]:
         if not queues.exclude:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from django.db import connections
 
 from .. import runner
-from ..engine import Execution
 from ..models import Job
+from ..storage import Execution
 from .inflight import InFlight
 
 logger = logging.getLogger("django_dbq")

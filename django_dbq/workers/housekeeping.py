@@ -30,10 +30,14 @@ class Housekeeping:
     def run(self, now: datetime.datetime) -> None:
         """The duties of every round."""
         # `not 0 <=`: a clock that was set back must not put staging off.
-        passed = self._staged is None or not datetime.timedelta(0) <= now - self._staged < self.every
+        passed = (
+            self._staged is None or not datetime.timedelta(0) <= now - self._staged < self.every
+        )
         if passed or (self._next_due is not None and now >= self._next_due):
             self._next_due = None
-            if engine.stage_due(now, self.using) < PEEK:  # else there is more: look again next round
+            if (
+                engine.stage_due(now, self.using) < PEEK
+            ):  # else there is more: look again next round
                 self._staged = now
 
     def idle(self, now: datetime.datetime) -> datetime.datetime | None:

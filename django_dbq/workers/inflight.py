@@ -8,8 +8,8 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from ..engine import Execution
 from ..models import Job
+from ..storage import Execution
 
 
 class InFlight:

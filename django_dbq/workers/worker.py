@@ -28,7 +28,10 @@ BATCH_MOST = 500  # jobs: beyond, statements gain nothing more
 BATCH_GROWTH = 4  # at most so many times the batch before, so that one quick job does not claim hundreds of slow ones
 WRITE_AFTER = 0.01  # seconds that an outcome may wait while further quick tasks run
 LISTENING_TICK = 5.0  # seconds between polls while notifications are heard
-RECONNECT = (0.5, 30.0)  # seconds to wait for a database that is away, doubled up to the second number
+RECONNECT = (
+    0.5,
+    30.0,
+)  # seconds to wait for a database that is away, doubled up to the second number
 
 
 class Worker:
@@ -87,10 +90,11 @@ class Worker:
         self.wakeup = self._wakeup()
         self._batch = 1
         self._last_start = float("-inf")
+        self._wrote_for = 0.0  # seconds, within the current batch
         self._look_again = False
         self._writing = threading.Lock()
 
-    # -- the loop ----------------------------------------------------------------------------------------------------
+    # -- the loop --
 
     def run(self) -> None:
         """Work until `stop` is called (or, with once, until_done or max_jobs, until that is fulfilled).
@@ -113,7 +117,9 @@ class Worker:
                 except (DatabaseError, InterfaceError):
                     if self.ends:
                         raise
-                    logger.exception("The database is out of reach, trying again in %.1f s", patience)
+                    logger.exception(
+                        "The database is out of reach, trying again in %.1f s", patience
+                    )
                     connections.close_all()
                     pause, patience = patience, min(2 * patience, RECONNECT[1])
                 if pause and not self.stopping:
@@ -148,7 +154,7 @@ class Worker:
         if self.minder is not None:
             self.minder.bell.ring()
 
-    # -- one round -----------------------------------------------------------------------------------------------------
+    # -- one round --
 
     def _limit(self) -> int:
         limit = 1 if self.rate_limit or self.minder is None else self._batch
@@ -160,16 +166,17 @@ class Worker:
             # The queue's own connection has just been used; others may have gone stale.
             if connection.alias != self.using or connection.errors_occurred:
                 connection.close_if_unusable_or_obsolete()
-        self._last_start = time.monotonic()
+        self._last_start, self._wrote_for = time.monotonic(), 0.0
         self.inflight.load(jobs)
         if self.minder is not None and not self.minder.active:
             self.minder.active = True
             self.minder.bell.ring()
         count = self.executor.run()
+        # Writing is paid per batch, not per job: counted in, slow commits would make the batches small.
+        ran_for = time.monotonic() - self._last_start - self._wrote_for
         self.write_outcomes()
         if count:
-            seconds = (time.monotonic() - self._last_start) / count
-            fitting = int(BATCH_SECONDS / max(seconds, 1e-9))
+            fitting = int(BATCH_SECONDS * count / max(ran_for, 1e-9))
             self._batch = max(1, min(fitting, BATCH_GROWTH * len(jobs), BATCH_MOST))
         self.done += count
         if self.progress is not None:
@@ -190,9 +197,11 @@ class Worker:
 
     def _task_ended(self) -> None:
         if self.inflight.unwritten_for() > WRITE_AFTER:
+            begun = time.monotonic()
             self.write_outcomes()
+            self._wrote_for += time.monotonic() - begun
 
-    # -- what the minder does as well ------------------------------------------------------------------------------------
+    # -- what the minder does as well --
 
     def write_outcomes(self) -> None:
         """Write all outcomes that there are; they are kept if the database does not take them now."""
@@ -220,7 +229,7 @@ class Worker:
         """Mark the running jobs as STOPPING."""
         engine.stopping(self.row, self.inflight.running(), self.clock(), self.using)
 
-    # -- start and end ---------------------------------------------------------------------------------------------------
+    # -- start and end --
 
     def _can_be_minded(self) -> bool:
         """Another connection must see the same rows: not in a test's transaction, nor in a database in memory."""
@@ -228,7 +237,11 @@ class Worker:
         return storage_for(self.using).shareable and not connection.in_atomic_block
 
     def _wakeup(self) -> Wakeup:
-        if self.ends or conf.configuration().wakeup == "poll" or connections[self.using].in_atomic_block:
+        if (
+            self.ends
+            or conf.configuration().wakeup == "poll"
+            or connections[self.using].in_atomic_block
+        ):
             return Wakeup()
         storage = storage_for(self.using)
         return Wakeup(storage.listen, storage.notify)

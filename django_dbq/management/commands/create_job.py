@@ -18,8 +18,12 @@ class Command(BaseCommand):
     help = "Create a job and print its id."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("name", nargs="?", help="one of the names in JOBS; without it, they are listed")
-        parser.add_argument("--workspace", default="{}", metavar="JSON", help="its workspace, a JSON object")
+        parser.add_argument(
+            "name", nargs="?", help="one of the names in JOBS; without it, they are listed"
+        )
+        parser.add_argument(
+            "--workspace", default="{}", metavar="JSON", help="its workspace, a JSON object"
+        )
         parser.add_argument("--queue", metavar="Q", help="its queue (default: as JOBS says)")
         parser.add_argument(
             "--priority", type=int, metavar="N", help="higher runs first (default: as JOBS says)"
@@ -64,4 +68,6 @@ class Command(BaseCommand):
             raise CommandError("--run_after is not an ISO 8601 time, such as 2027-01-31T08:00:00Z")
         if settings.USE_TZ and timezone.is_naive(time):
             return timezone.make_aware(time)
-        return timezone.make_naive(time) if not settings.USE_TZ and timezone.is_aware(time) else time
+        return (
+            timezone.make_naive(time) if not settings.USE_TZ and timezone.is_aware(time) else time
+        )

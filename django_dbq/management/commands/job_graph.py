@@ -35,8 +35,15 @@ def edges(pipeline: Pipeline) -> list[tuple[str, str, str]]:
     """The arrows as (from, to, label); nodes are ``start``, ``step0`` …, ``complete`` and ``failed``."""
     names = [f"step{step.place}" for step in pipeline.steps]
     stops = ["start", *names, "complete"]
-    labels = [pipeline.creation_hook or "", *[""] * (len(names) - 1), pipeline.completion_hook or ""]
-    arrows = [(tail, head, _short(label)) for tail, head, label in zip(stops, stops[1:], labels, strict=True)]
+    labels = [
+        pipeline.creation_hook or "",
+        *[""] * (len(names) - 1),
+        pipeline.completion_hook or "",
+    ]
+    arrows = [
+        (tail, head, _short(label))
+        for tail, head, label in zip(stops, stops[1:], labels, strict=True)
+    ]
     if pipeline.failure_hook:
         arrows += [(name, "failed", _short(pipeline.failure_hook)) for name in names]
     return arrows

@@ -55,7 +55,11 @@ class Command(BaseCommand):
         )
         which = parser.add_mutually_exclusive_group()
         which.add_argument(
-            "--queue", action="append", default=[], metavar="Q", help="serve this queue; may be repeated"
+            "--queue",
+            action="append",
+            default=[],
+            metavar="Q",
+            help="serve this queue; may be repeated",
         )
         which.add_argument(
             "--exclude_queue",
@@ -113,7 +117,9 @@ class Command(BaseCommand):
             default="auto",
             help="restart when code changes; auto: with DEBUG on, for a worker that does not end by itself",
         )
-        parser.add_argument("--dry-run", action="store_true", help="say what would be served, then exit")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="say what would be served, then exit"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         queues = self._queues(options)
@@ -138,7 +144,9 @@ class Command(BaseCommand):
             progress=self._progress(queues, options),
         )
         reload = options["reload"]
-        if reload == "always" or (reload == "auto" and settings.DEBUG and not ends and self._is_main()):
+        if reload == "always" or (
+            reload == "auto" and settings.DEBUG and not ends and self._is_main()
+        ):
             self._run_with_reloader(worker)
         else:
             supervisor.run(worker)
@@ -153,7 +161,7 @@ class Command(BaseCommand):
             return Queues(tuple(dict.fromkeys(options["exclude_queue"])), exclude=True)
         return Queues(tuple(dict.fromkeys(names)) or ("default",))
 
-    # -- progress --------------------------------------------------------------------------------------------------
+    # -- progress --
 
     _bar = False
 
@@ -173,11 +181,13 @@ class Command(BaseCommand):
 
         return show
 
-    # -- reloading -------------------------------------------------------------------------------------------------
+    # -- reloading --
 
     def _is_main(self) -> bool:
         """Whether this is ``manage.py worker`` itself: a ``call_command`` must not start the program over."""
-        return threading.current_thread() is threading.main_thread() and self._called_from_command_line
+        return (
+            threading.current_thread() is threading.main_thread() and self._called_from_command_line
+        )
 
     @property
     def _called_from_command_line(self) -> bool:
@@ -188,7 +198,9 @@ class Command(BaseCommand):
         super().run_from_argv(argv)
 
     def _run_with_reloader(self, worker: Worker) -> None:
-        """Run under Django's autoreloader, which keeps the main thread: signals and reloads stop the worker in order."""
+        """Run under Django's autoreloader, which keeps the main thread: signals and reloads stop the worker in
+        order.
+        """
         if os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
             sys.exit(self._supervise_child())
         ended = threading.Event()
