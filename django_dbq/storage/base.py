@@ -229,18 +229,17 @@ class Storage:
 
     def stage_due(self, now: datetime.datetime) -> int:
         """Mark future jobs whose time has come as due; returns how many, at most `PEEK` in one call."""
+        future = self.jobs.claimable(now).filter(due=False)
+        if not future.exists():  # the usual case costs one lookup and no transaction
+            return 0
+        skip_locked = self.connection.features.has_select_for_update_skip_locked
         with self.write():
             ids = list(
-                self.jobs.claimable(now)
-                .filter(due=False)
-                .order_by("run_after")
-                .select_for_update(
-                    skip_locked=self.connection.features.has_select_for_update_skip_locked
-                )
+                future.order_by("run_after")
+                .select_for_update(skip_locked=skip_locked)
                 .values_list("pk", flat=True)[:PEEK]
             )
-            # Past the manager's update, which would judge run_after again.
-            return self.jobs.filter(pk__in=ids).update(due=True) if ids else 0
+            return self.jobs.filter(pk__in=ids).update(due=True)
 
     def next_due(self, queues: Queues, now: datetime.datetime) -> datetime.datetime | None:
         """When the earliest future job of these queues is due, or None."""

@@ -27,18 +27,18 @@ class Housekeeping:
         self._told_at: datetime.datetime | None = None
         self._told: set[tuple[str, str]] = set()
 
-    def run(self, now: datetime.datetime) -> None:
-        """The duties of every round."""
+    def run(self, now: datetime.datetime) -> int:
+        """The duties of every round; returns how many jobs have become ready by them."""
         # `not 0 <=`: a clock that was set back must not put staging off.
         passed = (
             self._staged is None or not datetime.timedelta(0) <= now - self._staged < self.every
         )
-        if passed or (self._next_due is not None and now >= self._next_due):
-            self._next_due = None
-            if (
-                engine.stage_due(now, self.using) < PEEK
-            ):  # else there is more: look again next round
-                self._staged = now
+        if not passed and (self._next_due is None or now < self._next_due):
+            return 0
+        self._next_due = None
+        count = engine.stage_due(now, self.using)
+        self._staged = now if count < PEEK else None  # else there is more: look again next round
+        return count
 
     def idle(self, now: datetime.datetime) -> datetime.datetime | None:
         """The duties of an idle worker; returns when the next future job is due, if there is one."""

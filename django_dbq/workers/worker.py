@@ -130,19 +130,22 @@ class Worker:
     def step(self, now: datetime.datetime) -> float:
         """One round: housekeeping, claim, run, write. Returns the seconds to wait before the next; 0 for none."""
         self.write_outcomes()  # of a round that lost its database
-        self.housekeeping.run(now)
         if (pause := self._last_start + self.rate_limit - time.monotonic()) > 0:
             return pause
         jobs = engine.claim(
             self.row, self.queues, self._limit(), now, self.using, self.untouched_since
         )
-        if not jobs:
-            if self.ends:
-                self.stop()
-            return self._idle(now)
-        self._work(jobs)
-        self._look_again = True
-        return 0.0
+        if jobs:
+            self._work(jobs)
+            self._look_again = True
+        # After the claim: a job that has just been created is not kept waiting.
+        if self.housekeeping.run(now) or jobs:
+            return 0.0
+        if self.ends:
+            self.housekeeping.idle(now)
+            self.stop()
+            return 0.0
+        return self._idle(now)
 
     def stop(self) -> None:
         """Claim nothing more, hand back what was not started, and end when the running task has.

@@ -185,17 +185,7 @@ class Command(BaseCommand):
 
     def _is_main(self) -> bool:
         """Whether this is ``manage.py worker`` itself: a ``call_command`` must not start the program over."""
-        return (
-            threading.current_thread() is threading.main_thread() and self._called_from_command_line
-        )
-
-    @property
-    def _called_from_command_line(self) -> bool:
-        return bool(getattr(self, "_from_command_line", False))
-
-    def run_from_argv(self, argv: list[str]) -> None:
-        self._from_command_line = True
-        super().run_from_argv(argv)
+        return bool(getattr(self, "_called_from_command_line", False))
 
     def _run_with_reloader(self, worker: Worker) -> None:
         """Run under Django's autoreloader, which keeps the main thread: signals and reloads stop the worker in
