@@ -17,7 +17,7 @@ from . import conf, signals, wakeups
 from .models import Attempt, Job, Worker
 from .outcomes import decide_failure
 from .states import CLAIMABLE, DELETABLE, Event, sources, target
-from .storage import Execution, Queues, storage_for
+from .storage import Execution, Position, Queues, storage_for
 
 logger = logging.getLogger("django_dbq")
 
@@ -79,6 +79,7 @@ def claim(
     now: datetime.datetime,
     using: str,
     untouched_since: datetime.datetime | None = None,
+    position: Position | None = None,
 ) -> list[Job]:
     """Take up to ``limit`` jobs for ``worker``: highest priority first, then oldest.
 
@@ -87,9 +88,10 @@ def claim(
 
     Args:
         untouched_since: leave jobs that were written after this time.
+        position: where the worker's claims have got to; without heads, the claim starts with the very first job.
     """
     known = conf.configuration().known_steps
-    return storage_for(using).claim(worker.pk, queues, limit, now, known, untouched_since)
+    return storage_for(using).claim(worker.pk, queues, limit, now, known, untouched_since, position)
 
 
 def finish(

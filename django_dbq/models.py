@@ -186,7 +186,9 @@ class Job(models.Model):
     name = models.CharField(_("name"), max_length=NAME_LENGTH)
     state = models.CharField(_("state"), max_length=20, choices=State.choices, default=State.NEW)
     next_task = models.CharField(_("next task"), max_length=PATH_LENGTH, blank=True)
-    workspace = models.JSONField(_("workspace"), null=True, default=dict, blank=True)
+    workspace: "models.JSONField[Any, Any]" = models.JSONField(
+        _("workspace"), null=True, default=dict, blank=True
+    )
     queue_name = models.CharField(
         _("queue"), max_length=QUEUE_LENGTH, default=_UnsetQueue("default")
     )

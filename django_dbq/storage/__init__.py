@@ -5,9 +5,9 @@ from functools import cache
 from django.db import connections
 from django.utils.module_loading import import_string
 
-from .base import Execution, Queues, Storage
+from .base import Execution, Position, Queues, Storage
 
-__all__ = ["Execution", "Queues", "Storage", "storage_for"]
+__all__ = ["Execution", "Position", "Queues", "Storage", "storage_for"]
 
 _STORAGES = {
     "postgresql": "django_dbq.storage.postgresql.PostgreSQLStorage",

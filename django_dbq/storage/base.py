@@ -34,6 +34,24 @@ class Queues:
 
 
 @dataclass(slots=True)
+class Position:
+    """Where a worker's claims have got to: per queue, priority and creation of the first job of its last claim.
+
+    A claim may start there instead of at the head of the backlog. That spares it the dead entries before, which pile
+    up while somebody holds an old snapshot; jobs that have come in further ahead wait until the position is forgotten.
+    """
+
+    heads: dict[str, tuple[int, datetime.datetime]] = field(default_factory=dict)
+
+    def remember(self, jobs: Sequence[Job]) -> None:
+        """Take the position of a claim, whose jobs are in order; jobs of it that come back are not before it."""
+        self.heads = {job.queue_name: (job.priority, job.created) for job in reversed(jobs)}
+
+    def forget(self) -> None:
+        self.heads = {}
+
+
+@dataclass(slots=True)
 class Execution:
     """One run of one step by a worker, and what becomes of the job: what the runner reports and `finish` writes."""
 
@@ -123,6 +141,7 @@ class Storage:
         now: datetime.datetime,
         known_steps: Sequence[str],
         untouched_since: datetime.datetime | None = None,
+        position: Position | None = None,
     ) -> list[Job]:
         """Take up to ``limit`` claimable jobs for a worker, in order; each remembers its state before in
         ``claimed_from``.
@@ -130,6 +149,7 @@ class Storage:
         Args:
             known_steps: ``"name path"`` of every step that the worker can run; others stay where they are.
             untouched_since: leave jobs that were written after this time.
+            position: where to start, for a database where that saves work; at the head of the backlog without heads.
         """
         with self.write():
             picked = self._pick(queues, limit, self._claimable(now, known_steps, untouched_since))

@@ -17,7 +17,7 @@ from django.db import transaction
 from .. import workspaces
 from ..models import Attempt, Job, Worker
 from ..states import CLAIMABLE, HELD, Event, State, target
-from .base import Execution, Queues, Storage
+from .base import Execution, Position, Queues, Storage
 
 CHANNEL = "django_dbq"
 
@@ -47,12 +47,16 @@ WHERE queue_name = {{queue}} AND due AND state IN ({_literals(CLAIMABLE)})
 AND (run_after IS NULL OR run_after <= %s) AND name || ' ' || next_task = ANY(%s::text[]){{more}}
 ORDER BY priority DESC, created LIMIT {{limit}} FOR UPDATE SKIP LOCKED
 """
-# Several queues: the head of each, then the best of the heads. What is locked and not taken is free again at the end.
+# Several queues: the head of each, then the best of the heads. What is locked and not taken is free at the end.
 PICK_QUEUES = f"""
-SELECT head.* FROM unnest(%s::text[]) AS served(queue_name)
-CROSS JOIN LATERAL ({PICK}) AS head
+SELECT head.* FROM {{served}} CROSS JOIN LATERAL ({PICK}) AS head
 ORDER BY head.priority DESC, head.created LIMIT {{limit}}
 """
+SERVED = "unnest(%s::text[]) AS served(queue_name)"
+SERVED_FROM = (
+    "unnest(%s::text[], %s::int[], %s::timestamptz[]) AS served(queue_name, priority, created)"
+)
+FROM_HEAD = " AND priority = served.priority AND created >= served.created"
 # One index lookup per queue instead of a scan of the backlog.
 QUEUE_NAMES = f"""
 WITH RECURSIVE held AS (
@@ -127,6 +131,7 @@ class PostgreSQLStorage(Storage):
         now: datetime.datetime,
         known_steps: Sequence[str],
         untouched_since: datetime.datetime | None = None,
+        position: Position | None = None,
     ) -> list[Job]:
         names = self.names(queues)
         if not names or not known_steps:
@@ -135,13 +140,23 @@ class PostgreSQLStorage(Storage):
         if untouched_since is not None:
             more = " AND modified <= %s"
             filters.append(untouched_since)
-        if len(names) == 1:
-            pick = PICK.format(queue="%s", more=more, limit=int(limit))
+        served: list[Any]
+        if position is not None and position.heads:
+            priorities, created = zip(*position.heads.values(), strict=True)
+            served = [list(position.heads), list(priorities), list(created)]
+            pick = PICK_QUEUES.format(
+                served=SERVED_FROM, queue="served.queue_name", more=FROM_HEAD + more, limit=limit
+            )
+        elif len(names) > 1:
+            served = [list(names)]
+            pick = PICK_QUEUES.format(
+                served=SERVED, queue="served.queue_name", more=more, limit=limit
+            )
         else:
-            pick = PICK_QUEUES.format(queue="served.queue_name", more=more, limit=int(limit))
-        served = names[0] if len(names) == 1 else list(names)
+            served = [names[0]]
+            pick = PICK.format(queue="%s", more=more, limit=limit)
         with self._batch(limit) as cursor:
-            cursor.execute(CLAIM.format(pick=pick), [served, *filters, worker, now])
+            cursor.execute(CLAIM.format(pick=pick), [*served, *filters, worker, now])
             rows = cursor.fetchall()
         jobs = [self._claimed(row) for row in rows]
         jobs.sort(key=lambda job: (-job.priority, job.created))

@@ -14,7 +14,7 @@ from django.utils import timezone
 from .. import conf, engine
 from ..models import Job
 from ..models import Worker as WorkerRow
-from ..storage import Queues, storage_for
+from ..storage import Position, Queues, storage_for
 from ..wakeups import LOOK_AGAIN, Wakeup
 from .executors import MainThreadExecutor
 from .housekeeping import Housekeeping
@@ -26,6 +26,11 @@ logger = logging.getLogger("django_dbq")
 BATCH_SECONDS = 0.05  # of work that a batch should hold
 BATCH_MOST = 500  # jobs: beyond, statements gain nothing more
 BATCH_GROWTH = 4  # at most so many times the batch before, so that one quick job does not claim hundreds of slow ones
+# A claim goes on from the last one's position, but starts at the head of the backlog so often (seconds),
+# where more urgent jobs may have come in; and rarer when that is slow, so that passing dead entries takes a
+# twentieth of the time at most.
+HEAD_EVERY = 0.25
+HEAD_SHARE = 20
 WRITE_AFTER = 0.01  # seconds that an outcome may wait while further quick tasks run
 LISTENING_TICK = 5.0  # seconds between polls while notifications are heard
 RECONNECT = (
@@ -89,6 +94,7 @@ class Worker:
         self.minder: Minder | None = None
         self.wakeup = self._wakeup()
         self._batch = 1
+        self._position, self._head_due = Position(), 0.0
         self._last_start = float("-inf")
         self._wrote_for = 0.0  # seconds, within the current batch
         self._look_again = False
@@ -132,9 +138,7 @@ class Worker:
         self.write_outcomes()  # of a round that lost its database
         if (pause := self._last_start + self.rate_limit - time.monotonic()) > 0:
             return pause
-        jobs = engine.claim(
-            self.row, self.queues, self._limit(), now, self.using, self.untouched_since
-        )
+        jobs = self._claim(now)
         if jobs:
             self._work(jobs)
             self._look_again = True
@@ -158,6 +162,26 @@ class Worker:
             self.minder.bell.ring()
 
     # -- one round --
+
+    def _claim(self, now: datetime.datetime) -> list[Job]:
+        limit, begun, from_head = self._limit(), time.monotonic(), not self._position.heads
+        jobs = engine.claim(
+            self.row,
+            self.queues,
+            limit,
+            now,
+            self.using,
+            self.untouched_since,
+            self._position,
+        )
+        ended = time.monotonic()
+        if from_head:
+            self._head_due = ended + max(HEAD_EVERY, HEAD_SHARE * (ended - begun))
+        if len(jobs) < limit or ended >= self._head_due:
+            self._position.forget()
+        else:
+            self._position.remember(jobs)
+        return jobs
 
     def _limit(self) -> int:
         limit = 1 if self.rate_limit or self.minder is None else self._batch
