@@ -142,7 +142,9 @@ class JobManager(models.Manager.from_queryset(JobQuerySet)):  # type: ignore[mis
         """Delete the finished and STOPPING jobs that were created over ``hours`` (24) ago; returns how many."""
         from . import engine
 
-        age = datetime.timedelta(hours=hours or DEFAULT_DELETE_JOBS_AFTER_HOURS)
+        if hours is None:
+            hours = DEFAULT_DELETE_JOBS_AFTER_HOURS
+        age = datetime.timedelta(hours=hours)
         return engine.delete_old(
             timezone.now() - age, using=self._db or router.db_for_write(self.model)
         )
@@ -210,7 +212,8 @@ class Job(models.Model):
     )
     finished = models.DateTimeField(_("finished"), null=True, editable=False)
 
-    # Set by the claim, for the worker that holds the job: its state before, and the workspace's text as stored.
+    # Set by the claim, for the worker that holds the job: its state before, and the workspace's text as stored
+    # (None: unknown).
     claimed_from: State | None = None
     stored_workspace: str | None = None
 
@@ -257,6 +260,7 @@ class Job(models.Model):
         """
         if not self._state.adding:
             self.due = is_due(self.run_after)
+            self.stored_workspace = None  # unknown: this save may yet be rolled back
             super().save(*args, **kwargs)
             return
         from . import engine

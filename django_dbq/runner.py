@@ -29,7 +29,7 @@ def run(job: Job, clock: Callable[[], datetime.datetime]) -> Execution:
     pipeline, step = standing(job)
     started = clock()
     signals.send(signals.step_started, sender=Job, job=job, step=step)
-    error = _attempt(job, pipeline, step)
+    error, workspace = _attempt(job, pipeline, step)
     decision = decide(pipeline, step, error)
     job.state = decision.state
     job.next_task = decision.next_step.path if decision.next_step else ""
@@ -46,6 +46,8 @@ def run(job: Job, clock: Callable[[], datetime.datetime]) -> Execution:
     elif decision.next_step is None:
         _hook(job, "completion_hook", pipeline.completion_hook)
     _hook(job, "post_task_hook", pipeline.post_task_hook)
+    if error is not None or pipeline.completion_hook or pipeline.post_task_hook:
+        workspace = _dump(job)  # a hook may have changed it
     return Execution(
         job=job,
         step=step,
@@ -54,7 +56,7 @@ def run(job: Job, clock: Callable[[], datetime.datetime]) -> Execution:
         decision=decision,
         error=error,
         report="" if error is None else report(error),
-        workspace=_changed_workspace(job),
+        workspace=None if workspace == job.stored_workspace else workspace,
     )
 
 
@@ -67,19 +69,18 @@ def standing(job: Job) -> tuple[Pipeline, Step]:
     return pipeline, step
 
 
-def _attempt(job: Job, pipeline: Pipeline, step: Step) -> BaseException | None:
-    """Pre-task hook and task; returns the exception that ended them."""
+def _attempt(job: Job, pipeline: Pipeline, step: Step) -> tuple[BaseException | None, str | None]:
+    """Pre-task hook and task; returns the exception that ended them, or None with the workspace as text."""
     try:
         if pipeline.pre_task_hook:
             import_string(pipeline.pre_task_hook)(job)
         import_string(step.path)(job)
-        workspaces.dump(job.workspace)
+        return None, workspaces.dump(job.workspace)
     except (
         Exception,
         SystemExit,
     ) as error:  # a task that calls sys.exit() fails; the worker goes on
-        return error
-    return None
+        return error, None
 
 
 def _hook(job: Job, kind: str, path: str | None, *args: Any) -> None:
@@ -88,19 +89,21 @@ def _hook(job: Job, kind: str, path: str | None, *args: Any) -> None:
         return
     try:
         import_string(path)(job, *args)
-    except (Exception, SystemExit):
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         logger.exception("%s failed: job=%s name=%s hook=%s", kind, job.pk, job.name, path)
 
 
-def _changed_workspace(job: Job) -> str | None:
-    """The workspace as text, or None if it is still as it was stored (or no longer JSON: then it stays so)."""
+def _dump(job: Job) -> str | None:
+    """The workspace as text; if it is no longer JSON, it goes back to what is stored."""
     try:
-        text = workspaces.dump(job.workspace)
+        return workspaces.dump(job.workspace)
     except workspaces.InvalidWorkspace:
         logger.exception("Workspace not saved: job=%s name=%s", job.pk, job.name)
-        job.workspace = workspaces.load(job.stored_workspace)
-        return None
-    return None if text == job.stored_workspace else text
+        if job.stored_workspace is not None:
+            job.workspace = workspaces.load(job.stored_workspace)
+        return job.stored_workspace
 
 
 def report(error: BaseException) -> str:

@@ -79,42 +79,52 @@ class Wakeup:
     """How one worker waits: on its bell and, where the database can, on a listening connection.
 
     Args:
+        serves: whether a notification for this queue concerns the worker.
         listen: opens a connection that hears notifications, or returns None where there is no such thing.
         notify: sends one, over the worker's ordinary connection; used to prove that the listening one hears it.
     """
 
     def __init__(
         self,
+        serves: Callable[[str], bool] = lambda queue: True,
         listen: Callable[[], Any] | None = None,
         notify: Callable[[Iterable[str]], None] | None = None,
     ) -> None:
         self.bell = Bell()
         _bells.add(self.bell)
-        self._listen, self._notify = listen, notify
+        self._serves, self._listen, self._notify = serves, listen, notify
         self._connection: Any = None
+        self._proof, self._proof_due = (
+            "",
+            0.0,
+        )  # the notification that has to come back, and by when
         self._retry_at, self._retry_delay = 0.0, RETRY_LISTEN[0]
         self._told = False
 
     @property
     def healthy(self) -> bool:
-        """Whether notifications from other processes are being heard."""
-        return self._connection is not None
+        """Whether notifications from other processes are being heard, as the last proof has shown."""
+        return self._connection is not None and not self._proof
 
     def wait(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds; True if something rang or was notified."""
-        self._connect()
-        sources: list[Any] = [self.bell]
-        if self._connection is not None:
-            sources.append(self._connection)
-        try:
-            ready, _, _ = select.select(sources, [], [], max(0.0, timeout))
-            if self._connection in ready:
-                self._drain(0)
-        except Exception as error:  # psycopg's, or a socket that was closed under us
-            self._lost(error)
-            return True
-        self.bell.hush()
-        return bool(ready)
+        """Wait up to ``timeout`` seconds; True if something rang, or a notification concerns this worker."""
+        deadline = time.monotonic() + timeout
+        while True:
+            self._connect()
+            heard = [self.bell] if self._connection is None else [self.bell, self._connection]
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                ready, _, _ = select.select(heard, [], [], left)
+                concerned = self._connection in ready and self._hear()
+            except Exception as error:  # psycopg's, or a socket that was closed under us
+                self._lost(error)
+                continue
+            if self._proof and time.monotonic() > self._proof_due:
+                # Behind a transaction pooler, LISTEN succeeds and hears nothing.
+                self._lost(ConnectionError("notifications do not arrive (a transaction pooler?)"))
+            if self.bell in ready or concerned or not ready:
+                self.bell.hush()
+                return bool(ready)
 
     def close(self) -> None:
         self._disconnect()
@@ -133,29 +143,25 @@ class Wakeup:
             if self._connection is None:
                 self._listen = None  # this database has none
                 return
-            self._prove()
+            assert self._notify is not None
+            self._proof = f"prove:{os.getpid()}:{uuid.uuid4().hex}"
+            self._proof_due = time.monotonic() + PROVE_TIMEOUT
+            self._notify([self._proof])
         except Exception as error:
             self._lost(error)
-            return
-        self._retry_delay = RETRY_LISTEN[0]
-        if self._told:
-            logger.info("Listening for notifications again")
-        self._told = False
 
-    def _prove(self) -> None:
-        """Behind a transaction pooler LISTEN succeeds and hears nothing, so send one and wait for it."""
-        assert self._notify is not None
-        token = f"prove:{os.getpid()}:{uuid.uuid4().hex}"
-        self._notify([token])
-        deadline = time.monotonic() + PROVE_TIMEOUT
-        while (left := deadline - time.monotonic()) > 0:
-            if token in self._drain(left):
-                return
-        raise ConnectionError("notifications do not arrive (a transaction pooler in between?)")
-
-    def _drain(self, timeout: float) -> list[str]:
-        """The payloads that have arrived; waits up to ``timeout`` seconds for the first."""
-        return [n.payload for n in self._connection.notifies(timeout=timeout, stop_after=1)]
+    def _hear(self) -> bool:
+        """Read what has arrived; whether any of it concerns this worker."""
+        concerned = False
+        for notification in self._connection.notifies(timeout=0):
+            if notification.payload == self._proof:
+                self._proof, self._retry_delay = "", RETRY_LISTEN[0]
+                if self._told:
+                    logger.info("Listening for notifications again")
+                self._told = False
+            elif self._serves(notification.payload):
+                concerned = True
+        return concerned
 
     def _lost(self, error: Exception) -> None:
         self._disconnect()
@@ -169,4 +175,4 @@ class Wakeup:
         if self._connection is not None:
             with contextlib.suppress(Exception):
                 self._connection.close()
-        self._connection = None
+        self._connection, self._proof = None, ""

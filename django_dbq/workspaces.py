@@ -8,6 +8,8 @@ import json
 import math
 from typing import Any
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
 
 class InvalidWorkspace(TypeError):
     """A workspace that is not JSON; the message names the key and the value's type."""
@@ -20,7 +22,7 @@ def dump(workspace: Any) -> str:
         InvalidWorkspace: it holds something that JSON, or one of the supported databases, cannot.
     """
     try:
-        text = json.dumps(workspace, ensure_ascii=False, allow_nan=False)
+        text = _encode(workspace)
         text.encode()  # a lone surrogate raises here
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidWorkspace(_explain(workspace) or f"workspace is not JSON: {error}") from None

@@ -28,6 +28,9 @@ class Queues:
     names: tuple[str, ...] = ("default",)
     exclude: bool = False
 
+    def serves(self, queue: str) -> bool:
+        return (queue in self.names) != self.exclude
+
     def __str__(self) -> str:
         named = ", ".join(self.names)
         return named if not self.exclude else f"all but {named}" if named else "all"

@@ -60,12 +60,17 @@ class MainThreadExecutor:
     def _close_open_transactions(self, execution: Execution) -> None:
         """Roll back what a task left open: outcomes written inside it would never be committed."""
         for connection in connections.all(initialized_only=True):
-            if connection.get_autocommit() and not connection.in_atomic_block:
+            if connection.connection is None or (
+                connection.autocommit and not connection.in_atomic_block
+            ):
                 continue
             logger.error(
                 "Task left a transaction open, rolled back: job=%s task=%s database=%s",
                 execution.job.pk,
                 execution.step.path,
                 connection.alias,
+            )
+            connection.in_atomic_block = (
+                False  # or Django keeps the closed connection until the block's end
             )
             connection.close()

@@ -6,11 +6,10 @@ shutdown marks the job as STOPPING.
 
 import logging
 import threading
-from collections.abc import Callable
 from typing import Protocol
 from uuid import UUID
 
-from django.db import DatabaseError, connections
+from django.db import connections
 
 from ..wakeups import Bell
 from .inflight import InFlight
@@ -19,6 +18,7 @@ logger = logging.getLogger("django_dbq")
 
 LOOK_EVERY = 0.025  # seconds, while something is in flight
 WRITE_AFTER = 0.02  # seconds that an outcome may wait to be written
+AFTER_ERROR = 1.0  # seconds until the next look
 HAND_BACK_AFTER = 0.25  # seconds that a claimed job may wait to be started
 
 
@@ -56,16 +56,17 @@ class Minder:
         try:
             while not self._ended:
                 self.bell.wait(LOOK_EVERY if self.active else None)
-                for duty in (self._stop, self._write, self._make_room):
-                    self._try(duty)
+                try:
+                    self._stop()
+                    self._write()
+                    self._make_room()
+                except (
+                    Exception
+                ):  # out of reach or busy: nothing is lost, the next look tries again
+                    logger.warning("The minder could not write", exc_info=True)
+                    connections.close_all()
+                    self.bell.wait(AFTER_ERROR)
         finally:
-            connections.close_all()
-
-    def _try(self, duty: Callable[[], None]) -> None:
-        try:
-            duty()
-        except DatabaseError:  # out of reach or busy: nothing is lost, the next look tries again
-            logger.warning("The minder could not reach the database", exc_info=True)
             connections.close_all()
 
     def _stop(self) -> None:

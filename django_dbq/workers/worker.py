@@ -271,7 +271,7 @@ class Worker:
         ):
             return Wakeup()
         storage = storage_for(self.using)
-        return Wakeup(storage.listen, storage.notify)
+        return Wakeup(self.queues.serves, storage.listen, storage.notify)
 
     def _end(self) -> None:
         self.stopping = self.inflight.closed = True

@@ -170,7 +170,7 @@ class Command(BaseCommand):
         if not options["until_done"] or not options["verbosity"] or not self.stderr.isatty():
             return None
         depths = Job.get_queue_depths(exclude_future_jobs=True)
-        total = sum(n for name, n in depths.items() if (name in queues.names) != queues.exclude)
+        total = sum(n for name, n in depths.items() if queues.serves(name))
         self._bar = total > 0
 
         def show(done: int) -> None:
