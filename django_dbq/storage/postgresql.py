@@ -91,6 +91,8 @@ SELECT id FROM won
 # rather read the whole table. Only for the one transaction, and only where it is worth its round trips.
 STEER = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
 STEER_FROM = 50  # rows
+# A transaction that notifies has to be flushed like any other, for the time of a whole commit; a hint need not be.
+NOTIFY = "SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, unnest(%s::text[]))"
 COPY = f"COPY {JOB} ({', '.join(COLUMNS)}) FROM STDIN"
 COPY_FROM = 50  # jobs: below, one INSERT is as fast
 
@@ -218,7 +220,7 @@ class PostgreSQLStorage(Storage):
 
     def notify(self, queues: Iterable[str]) -> None:
         with self.connection.cursor() as cursor:
-            cursor.execute("SELECT pg_notify(%s, unnest(%s::text[]))", [CHANNEL, list(queues)])
+            cursor.execute(NOTIFY, [CHANNEL, list(queues)])
 
     def listen(self) -> Any:
         """A psycopg connection that has said LISTEN, or None with psycopg2."""
