@@ -5,12 +5,13 @@ on commit. None of them loops, sleeps or calls user code, and none looks at a cl
 caller.
 """
 
+import contextlib
 import datetime
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, connections, transaction
 from django.db.models import Count, QuerySet
 
 from . import conf, signals, wakeups
@@ -32,6 +33,18 @@ def insert(jobs: Sequence[Job], using: str, batch_size: int | None = None) -> No
         created(jobs, using)
 
 
+@contextlib.contextmanager
+def announcing(job: Job, using: str) -> Iterator[None]:
+    """Within, save the prepared ``job``: outside a transaction, its row and its wake-up are committed together."""
+    # In a transaction the commit may be far off: there `created` sends the wake-up when it has come.
+    if connections[using].in_atomic_block or not _sends([job.queue_name], using):
+        yield
+        return
+    with wakeups.sending(using) as sent, storage_for(using).announcing(job) as announced:
+        yield
+        sent.update(announced)
+
+
 def created(jobs: Sequence[Job], using: str) -> None:
     """Tell of jobs whose rows have just been inserted; workers are woken when the transaction commits."""
     for job in jobs:
@@ -47,12 +60,17 @@ def _wake(queues: Iterable[str], using: str) -> None:
 def notify(queues: frozenset[str], using: str) -> None:
     """Wake the workers of ``queues``, in this process and in others. A hint: it may fail, they also poll."""
     wakeups.ring(queues)
-    if conf.configuration().wakeup == "poll" or not wakeups.worth_sending(using, queues):
-        return
-    try:
-        storage_for(using).notify(queues)
-    except DatabaseError:
-        logger.warning("Could not notify workers: queues=%s", ",".join(queues), exc_info=True)
+    if _sends(queues, using):
+        try:
+            with wakeups.sending(using) as sent:
+                storage_for(using).notify(queues)
+                sent.update(queues)
+        except DatabaseError:
+            logger.warning("Could not notify workers: queues=%s", ",".join(queues), exc_info=True)
+
+
+def _sends(queues: Iterable[str], using: str) -> bool:
+    return conf.configuration().wakeup != "poll" and wakeups.worth_sending(using, queues)
 
 
 # -- workers --

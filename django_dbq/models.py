@@ -266,8 +266,10 @@ class Job(models.Model):
         from . import engine
 
         self.prepare(timezone.now())
-        super().save(*args, **kwargs)
-        engine.created([self], using=self._state.db or "default")
+        alias = kwargs.get("using") or router.db_for_write(type(self), instance=self)
+        with engine.announcing(self, using=alias):
+            super().save(*args, **kwargs)
+        engine.created([self], using=alias)
 
     def prepare(self, now: datetime.datetime) -> None:
         """Make this a new job as of ``now``: what its pipeline says, its creation hook, a workspace that is JSON."""

@@ -12,7 +12,7 @@ import socket
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 logger = logging.getLogger("django_dbq")
@@ -35,12 +35,21 @@ def ring(queues: Iterable[str]) -> None:
 
 
 def worth_sending(using: str, queues: Iterable[str]) -> bool:
-    """Whether a notification has to go out for any of ``queues``, or the last one is young enough to serve."""
+    """Whether a notification has to go out for any of ``queues``, or the last one is young enough to serve.
+
+    To be asked when the jobs are committed: the last one serves them because it was sent less than `DEBOUNCE` before.
+    Who is told to send may do so a little earlier, together with the job.
+    """
     now = time.monotonic()
-    fresh = [q for q in queues if now - _sent.get((using, q), -DEBOUNCE) >= DEBOUNCE]
-    for queue in fresh:
-        _sent[using, queue] = now
-    return bool(fresh)
+    return any(now - _sent.get((using, queue), -DEBOUNCE) >= DEBOUNCE for queue in queues)
+
+
+@contextlib.contextmanager
+def sending(using: str) -> Iterator[set[str]]:
+    """Within, send notifications; the queues that are put into the set count as notified if nothing is raised."""
+    begun, queues = time.monotonic(), set[str]()
+    yield queues
+    _sent.update({(using, queue): begun for queue in queues})
 
 
 class Bell:
@@ -153,13 +162,16 @@ class Wakeup:
     def _hear(self) -> bool:
         """Read what has arrived; whether any of it concerns this worker."""
         concerned = False
-        for notification in self._connection.notifies(timeout=0):
-            if notification.payload == self._proof:
+        libpq = self._connection.pgconn
+        libpq.consume_input()
+        while (notification := libpq.notifies()) is not None:
+            payload = notification.extra.decode()
+            if payload == self._proof:
                 self._proof, self._retry_delay = "", RETRY_LISTEN[0]
                 if self._told:
                     logger.info("Listening for notifications again")
                 self._told = False
-            elif self._serves(notification.payload):
+            elif self._serves(payload):
                 concerned = True
         return concerned
 

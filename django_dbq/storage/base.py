@@ -121,6 +121,14 @@ class Storage:
         """A transaction that reads before it writes, without being overtaken."""
         return transaction.atomic(using=self.alias)
 
+    @contextlib.contextmanager
+    def announcing(self, job: Job) -> Iterator[list[str]]:
+        """Within, save ``job``: its INSERT carries the notification, if the database can, which saves a commit.
+
+        Yields the queues that are being notified so.
+        """
+        yield []
+
     def notify(self, queues: Iterable[str]) -> None:
         """Wake workers in other processes that serve ``queues``; where the database cannot, they poll."""
 

@@ -8,6 +8,7 @@ whole table.
 import contextlib
 import datetime
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
@@ -93,6 +94,7 @@ STEER = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LO
 STEER_FROM = 50  # rows
 # A transaction that notifies has to be flushed like any other, for the time of a whole commit; a hint need not be.
 NOTIFY = "SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, unnest(%s::text[]))"
+INSERT_JOB = re.compile(f'INSERT INTO "?{JOB}"? ')
 COPY = f"COPY {JOB} ({', '.join(COLUMNS)}) FROM STDIN"
 COPY_FROM = 50  # jobs: below, one INSERT is as fast
 
@@ -217,6 +219,29 @@ class PostgreSQLStorage(Storage):
         with self.connection.cursor() as cursor:
             cursor.execute(QUEUE_NAMES)
             return [name for (name,) in cursor.fetchall() if name not in queues.names]
+
+    @contextlib.contextmanager
+    def announcing(self, job: Job) -> Iterator[list[str]]:
+        announced: list[str] = []
+
+        def announce(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+            if not (INSERT_JOB.match(sql) and job.pk in params):
+                return execute(sql, params, many, context)
+            # Some versions of Django ask for columns back, and count those that they get.
+            returned = " RETURNING " in sql
+            answer = (
+                "created.* FROM created, pg_notify(%s, %s)" if returned else "pg_notify(%s, %s)"
+            )
+            announced.append(job.queue_name)
+            return execute(
+                f"WITH created AS ({sql}) SELECT {answer}",
+                (*params, CHANNEL, job.queue_name),
+                many,
+                context,
+            )
+
+        with self.connection.execute_wrapper(announce):
+            yield announced
 
     def notify(self, queues: Iterable[str]) -> None:
         with self.connection.cursor() as cursor:

@@ -138,6 +138,10 @@ class Worker:
         self.write_outcomes()  # of a round that lost its database
         if (pause := self._last_start + self.rate_limit - time.monotonic()) > 0:
             return pause
+        if self.minder is not None and not self.minder.active:
+            # Now, so that it wakes up while this thread waits for the database and not for the first task.
+            self.minder.active = True
+            self.minder.bell.ring()
         jobs = self._claim(now)
         if jobs:
             self._work(jobs)
@@ -195,9 +199,6 @@ class Worker:
                 connection.close_if_unusable_or_obsolete()
         self._last_start, self._wrote_for = time.monotonic(), 0.0
         self.inflight.load(jobs)
-        if self.minder is not None and not self.minder.active:
-            self.minder.active = True
-            self.minder.bell.ring()
         count = self.executor.run()
         # Writing is paid per batch, not per job: counted in, slow commits would make the batches small.
         ran_for = time.monotonic() - self._last_start - self._wrote_for
@@ -234,6 +235,8 @@ class Worker:
         """Write all outcomes that there are; they are kept if the database does not take them now."""
         with self._writing:
             executions = self.inflight.take_unwritten()
+            if not executions:
+                return
             try:
                 engine.finish(self.row, executions, self.clock(), self.using)
             except BaseException:
