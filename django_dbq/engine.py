@@ -59,7 +59,7 @@ def _wake(queues: Iterable[str], using: str) -> None:
 
 def notify(queues: frozenset[str], using: str) -> None:
     """Wake the workers of ``queues``, in this process and in others. A hint: it may fail, they also poll."""
-    wakeups.ring(queues)
+    wakeups.ring()
     if _sends(queues, using):
         try:
             with wakeups.sending(using) as sent:

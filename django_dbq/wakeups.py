@@ -28,7 +28,7 @@ _bells: "weakref.WeakSet[Bell]" = weakref.WeakSet()
 _sent: dict[tuple[str, str], float] = {}
 
 
-def ring(queues: Iterable[str]) -> None:
+def ring() -> None:
     """Wake the workers of this process."""
     for bell in list(_bells):
         bell.ring()
@@ -103,10 +103,8 @@ class Wakeup:
         _bells.add(self.bell)
         self._serves, self._listen, self._notify = serves, listen, notify
         self._connection: Any = None
-        self._proof, self._proof_due = (
-            "",
-            0.0,
-        )  # the notification that has to come back, and by when
+        # The notification that has to come back before LISTEN counts as working, and by when.
+        self._proof, self._proof_due = "", 0.0
         self._retry_at, self._retry_delay = 0.0, RETRY_LISTEN[0]
         self._told = False
 
