@@ -169,6 +169,7 @@ class Wakeup:
                 if self._told:
                     logger.info("Listening for notifications again")
                 self._told = False
+                concerned = True  # what was notified before it listened has gone unheard
             elif self._serves(payload):
                 concerned = True
         return concerned
