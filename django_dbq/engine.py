@@ -153,7 +153,7 @@ def finish(
             continue
         written.append(execution)
         job.state, job.modified = execution.decision.state, now
-        job.next_task, job.step = execution.next_task, execution.place
+        job.next_task, job.step = execution.next_task, execution.next_place
         job.finished = execution.job_finished
         if job.finished is None:
             queues.add(job.queue_name)
@@ -193,7 +193,7 @@ def _refuse(execution: Execution, error: Exception) -> None:
         f"The database refused the outcome of this step: {type(error).__name__}: {error}"
     )
     execution.decision = decide_failure(execution.step)
-    execution.workspace = None
+    execution.workspace = execution.moved_to = None
 
 
 def hand_back(worker: Worker, jobs: Sequence[Job], now: datetime.datetime, using: str) -> int:

@@ -8,7 +8,7 @@ import datetime
 import logging
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import DatabaseError, models, router
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
@@ -168,6 +168,14 @@ class Worker(models.Model):
         return self.label
 
 
+class QueuePlace(NamedTuple):
+    """What decides when a job is claimed; a task may change it for the steps that follow."""
+
+    queue_name: str
+    priority: int
+    run_after: datetime.datetime | None
+
+
 class Job(models.Model):
     """One run of a pipeline.
 
@@ -212,9 +220,10 @@ class Job(models.Model):
     )
     finished = models.DateTimeField(_("finished"), null=True, editable=False)
 
-    # Set by the claim, for the worker that holds the job: its state before, and the workspace's text as stored
-    # (None: unknown).
+    # Set by the claim, for the worker that holds the job: its state before, its place in the queues, and the
+    # workspace's text as stored (None: unknown).
     claimed_from: State | None = None
+    claimed_at: "QueuePlace | None" = None
     stored_workspace: str | None = None
 
     objects = JobManager()
@@ -285,6 +294,10 @@ class Job(models.Model):
             import_string(pipeline.creation_hook)(self)
         self.due = is_due(self.run_after)
         workspaces.dump(self.workspace)
+
+    @property
+    def place(self) -> QueuePlace:
+        return QueuePlace(self.queue_name, self.priority, self.run_after)
 
     @staticmethod
     def get_queue_depths(*, exclude_future_jobs: bool = False) -> dict[str, int]:

@@ -57,6 +57,7 @@ def run(job: Job, clock: Callable[[], datetime.datetime]) -> Execution:
         error=error,
         report="" if error is None else report(error),
         workspace=None if workspace == job.stored_workspace else workspace,
+        moved_to=None if job.place == job.claimed_at else job.place,
     )
 
 

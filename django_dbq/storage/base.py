@@ -13,7 +13,7 @@ from django.db.models import F, Min, Q, QuerySet, Value
 from django.db.models.functions import Concat
 
 from .. import workspaces
-from ..models import Attempt, Job, JobQuerySet, Worker
+from ..models import Attempt, Job, JobQuerySet, QueuePlace, Worker
 from ..outcomes import AttemptOutcome, Decision
 from ..pipelines import Step
 from ..states import CLAIMABLE, FINISHED, HELD, Event, State, target
@@ -66,6 +66,7 @@ class Execution:
     error: BaseException | None = None
     report: str = ""  # the error's traceback as text
     workspace: str | None = None  # as JSON text; None if it is as it was
+    moved_to: QueuePlace | None = None  # None if queue, priority and run_after are as they were
     attempt: int = field(init=False)  # the fence, with the worker
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ class Execution:
         return AttemptOutcome.SUCCEEDED if self.error is None else AttemptOutcome.FAILED
 
     @property
-    def place(self) -> int:
+    def next_place(self) -> int:
         """Where the job stands afterwards: at its next step, or still at this one."""
         return (self.decision.next_step or self.step).place
 
@@ -165,7 +166,7 @@ class Storage:
         with self.write():
             picked = self._pick(queues, limit, self._claimable(now, known_steps, untouched_since))
             for job in picked:
-                job.claimed_from = State(job.state)
+                job.claimed_from, job.claimed_at = State(job.state), job.place
                 job.workspace = {} if job.workspace is None else job.workspace
                 job.stored_workspace = workspaces.dump(job.workspace)
                 job.state, job.worker_id, job.modified = target(Event.CLAIMED), worker, now
@@ -213,8 +214,10 @@ class Storage:
             for e in won:
                 # A changed workspace is its row's own; rows that are set to the same values share one statement.
                 own = e.job.pk if e.workspace is not None else None
-                alike[e.decision.state, e.next_task, e.place, e.job_finished, own].append(e)
-            for (state, next_task, step, finished, own), group in alike.items():
+                alike[
+                    e.decision.state, e.next_task, e.next_place, e.job_finished, e.moved_to, own
+                ].append(e)
+            for (state, next_task, step, finished, moved_to, own), group in alike.items():
                 values: dict[str, Any] = {
                     "state": state,
                     "next_task": next_task,
@@ -222,6 +225,8 @@ class Storage:
                     "finished": finished,
                     "modified": now,
                 }
+                if moved_to is not None:
+                    values.update(moved_to._asdict())
                 if own is not None:
                     values["workspace"] = workspaces.load(group[0].workspace)
                 self.jobs.filter(pk__in=[e.job.pk for e in group]).update(**values)

@@ -16,7 +16,7 @@ from uuid import UUID
 from django.db import transaction
 
 from .. import workspaces
-from ..models import Attempt, Job, Worker
+from ..models import Attempt, Job, QueuePlace, Worker
 from ..states import CLAIMABLE, HELD, Event, State, target
 from .base import Execution, Position, Queues, Storage
 
@@ -76,10 +76,14 @@ FINISH = f"""
 WITH outcome AS MATERIALIZED (
   SELECT o.*, %s::bigint AS worker_id, ARRAY[{_literals(HELD)}] AS held
   FROM json_to_recordset(%s::json) AS o(id uuid, attempt int, state text, next_task text, step int, ended bool,
-    workspace text, ran_step int, ran_task text, outcome text, started timestamptz, finished timestamptz, error text)),
+    workspace text, moved bool, queue_name text, priority int, run_after timestamptz, ran_step int, ran_task text,
+    outcome text, started timestamptz, finished timestamptz, error text)),
 won AS (
   UPDATE {JOB} AS job SET state = o.state, next_task = o.next_task, step = o.step, modified = %s,
-    finished = CASE WHEN o.ended THEN o.finished END, workspace = COALESCE(o.workspace::jsonb, job.workspace)
+    finished = CASE WHEN o.ended THEN o.finished END, workspace = COALESCE(o.workspace::jsonb, job.workspace),
+    queue_name = COALESCE(o.queue_name, job.queue_name), priority = COALESCE(o.priority, job.priority),
+    run_after = CASE WHEN o.moved THEN o.run_after ELSE job.run_after END,
+    due = CASE WHEN o.moved THEN o.run_after IS NULL OR o.run_after <= %s ELSE job.due END
   FROM outcome AS o
   WHERE job.id = o.id AND job.attempt = o.attempt AND job.worker_id = o.worker_id AND job.state = ANY(o.held)
   RETURNING o.*),
@@ -97,6 +101,14 @@ NOTIFY = "SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, un
 INSERT_JOB = re.compile(f'INSERT INTO "?{JOB}"? ')
 COPY = f"COPY {JOB} ({', '.join(COLUMNS)}) FROM STDIN"
 COPY_FROM = 50  # jobs: below, one INSERT is as fast
+
+
+def _moved(place: QueuePlace | None) -> dict[str, Any]:
+    """The columns of an outcome that are absent, and so null, where the task has left them alone."""
+    if place is None:
+        return {}
+    run_after = place.run_after and place.run_after.isoformat()
+    return {**place._asdict(), "run_after": run_after, "moved": True}
 
 
 class PostgreSQLStorage(Storage):
@@ -171,7 +183,8 @@ class PostgreSQLStorage(Storage):
         text = values[WORKSPACE]
         values[WORKSPACE] = workspaces.load(text)
         job: Job = Job.from_db(self.alias, ATTNAMES, values)
-        job.claimed_from, job.stored_workspace = State(row[0]), text
+        job.claimed_from, job.claimed_at = State(row[0]), job.place
+        job.stored_workspace = text
         return job
 
     def finish(
@@ -183,7 +196,7 @@ class PostgreSQLStorage(Storage):
                 "attempt": e.attempt,
                 "state": e.decision.state,
                 "next_task": e.next_task,
-                "step": e.place,
+                "step": e.next_place,
                 "ended": e.job_finished is not None,
                 "workspace": e.workspace,
                 "ran_step": e.step.place,
@@ -192,11 +205,12 @@ class PostgreSQLStorage(Storage):
                 "started": e.started.isoformat(),
                 "finished": e.finished.isoformat(),
                 "error": e.report,
+                **_moved(e.moved_to),
             }
             for e in executions
         ]
         with self._batch(len(rows)) as cursor:
-            cursor.execute(FINISH, [worker.pk, json.dumps(rows), now, worker.label])
+            cursor.execute(FINISH, [worker.pk, json.dumps(rows), now, now, worker.label])
             return {key for (key,) in cursor.fetchall()}
 
     @contextlib.contextmanager
