@@ -232,7 +232,8 @@ def next_due(queues: Queues, now: datetime.datetime, using: str) -> datetime.dat
 def stranded(queues: Queues, now: datetime.datetime, using: str) -> dict[tuple[str, str], int]:
     """How many due jobs wait at a (name, step path) that the settings do not know; no worker claims them."""
     known = set(conf.configuration().known_steps)
-    waiting = storage_for(using).serving(queues).claimable(now).order_by()
+    storage = storage_for(using)
+    waiting = storage.serving(queues, storage.waiting(due=True)).claimable(now).order_by()
     counts = waiting.values_list("name", "next_task").annotate(Count("pk"))
     return {(name, path): n for name, path, n in counts if f"{name} {path}" not in known}
 

@@ -72,23 +72,33 @@ class _UnsetPriority(_Unset, int):
     pass
 
 
-def is_due(run_after: datetime.datetime | None) -> bool:
-    """What the hint ``due`` has to say of a job that is written now."""
-    return run_after is None or run_after <= timezone.now()
+def as_time(run_after: Any) -> Any:
+    """A ``run_after`` as the database will have it, from anything that the field takes; an expression as it is."""
+    if run_after is None or hasattr(run_after, "resolve_expression"):
+        return run_after
+    return Job._meta.get_field("run_after").get_prep_value(run_after)
+
+
+def is_due(run_after: Any) -> bool:
+    """What the hint ``due`` has to say of a job that is written now; of an expression nothing is known: it is due."""
+    time = as_time(run_after)
+    return not isinstance(time, datetime.datetime) or time <= timezone.now()
 
 
 class JobQuerySet(models.QuerySet["Job"]):
     def update(self, **kwargs: Any) -> int:
         """As in Django; a new ``run_after`` carries its hint ``due`` along."""
-        run_after = kwargs.get("run_after", self)
-        if (run_after is None or isinstance(run_after, datetime.datetime)) and "due" not in kwargs:
-            kwargs["due"] = is_due(run_after)
+        if "run_after" in kwargs:
+            kwargs.setdefault("due", is_due(kwargs["run_after"]))
         return super().update(**kwargs)
+
+    def waiting(self) -> "JobQuerySet":
+        """Jobs that wait for their first or next step, also those whose ``run_after`` is still ahead."""
+        return self.filter(state__in=CLAIMABLE)
 
     def claimable(self, now: datetime.datetime) -> "JobQuerySet":
         """Jobs that wait for their first or next step and whose ``run_after`` is not ahead of ``now``."""
-        due = Q(run_after__isnull=True) | Q(run_after__lte=now)
-        return self.filter(due, state__in=CLAIMABLE)
+        return self.waiting().filter(Q(run_after__isnull=True) | Q(run_after__lte=now))
 
     def bulk_create(  # type: ignore[override]  # conflicts have no meaning for a new job
         self, objs: Iterable["Job"], batch_size: int | None = None, **kwargs: Any
@@ -108,8 +118,8 @@ class JobQuerySet(models.QuerySet["Job"]):
         """
         from . import engine
 
-        if kwargs:
-            raise TypeError(f"bulk_create of jobs does not take {', '.join(sorted(kwargs))}")
+        if refused := [name for name, value in kwargs.items() if value]:
+            raise TypeError(f"bulk_create of jobs does not take {', '.join(refused)}")
         jobs = list(objs)
         now = timezone.now()
         for place, job in enumerate(jobs):
@@ -292,6 +302,7 @@ class Job(models.Model):
             self.priority = pipeline.priority
         if pipeline.creation_hook:
             import_string(pipeline.creation_hook)(self)
+        self.run_after = as_time(self.run_after)
         self.due = is_due(self.run_after)
         workspaces.dump(self.workspace)
 
@@ -306,9 +317,8 @@ class Job(models.Model):
         Args:
             exclude_future_jobs: leave out those whose ``run_after`` is still ahead.
         """
-        waiting = Job.objects.filter(state__in=CLAIMABLE)
-        if exclude_future_jobs:
-            waiting = Job.objects.claimable(timezone.now())
+        jobs = Job.objects
+        waiting = jobs.claimable(timezone.now()) if exclude_future_jobs else jobs.waiting()
         counts = waiting.order_by("queue_name").values_list("queue_name").annotate(Count("pk"))
         return dict(counts)
 

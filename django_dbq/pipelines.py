@@ -124,9 +124,8 @@ def _defaults(defaults: object, problems: list[Problem]) -> dict[str, Any]:
     if defaults is None:
         return {}
     if not isinstance(defaults, Mapping):
-        problems.append(
-            Problem("E002", where, f"is a {_kind(defaults)}", "Make it a dict of job options.")
-        )
+        hint = "Expected: a dict of job options."
+        problems.append(Problem("E008", where, f"is {defaults!r}", hint))
         return {}
     allowed = {key: option for key, option in JOB_OPTIONS.items() if key != "tasks"}
     return _options(defaults, allowed, where, None, problems)

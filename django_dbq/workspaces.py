@@ -40,27 +40,20 @@ def load(text: str | None) -> Any:
 def _explain(value: Any, path: str = "workspace", depth: int = 0) -> str | None:
     """Say what is wrong with the first value that cannot be stored, by its key path."""
     if depth > 100:
-        return f"{path} is nested too deeply, or contains itself"
+        return f"{path[:80]}… is nested too deeply, or contains itself"
     if value is None or isinstance(value, bool | int):
         return None
     if isinstance(value, str):
-        if "\0" in value:
-            return f"{path} contains a NUL character, which databases cannot store"
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return f"{path} contains half of a surrogate pair, which is not text"
-        return None
+        return _explain_text(value, path)
     if isinstance(value, float):
         return None if math.isfinite(value) else f"{path} is {value}, which JSON does not know"
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str | int | float | bool | None):
                 return f"{path} has the key {key!r}: JSON keys are strings"
-            problem = _explain(key, f"the key {key!r} of {path}", depth + 1) or _explain(
-                item, f"{path}[{key!r}]", depth + 1
-            )
-            if problem:
+            name = f"the key {key!r} of {path}"
+            problem = _explain_text(key, name) if isinstance(key, str) else _explain(key, name)
+            if problem := problem or _explain(item, f"{path}[{key!r}]", depth + 1):
                 return problem
         return None
     if isinstance(value, list | tuple):
@@ -72,3 +65,13 @@ def _explain(value: Any, path: str = "workspace", depth: int = 0) -> str | None:
         f"{path} is of type {type(value).__qualname__}, which JSON does not know: "
         "store a string or a number, or the primary key of a model instance"
     )
+
+
+def _explain_text(text: str, path: str) -> str | None:
+    if "\0" in text:
+        return f"{path} contains a NUL character, which databases cannot store"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return f"{path} contains half of a surrogate pair, which is not text"
+    return None

@@ -137,6 +137,12 @@ class Storage:
         """A connection of its own that hears `notify`, or None where the database has no such thing."""
         return None
 
+    def waiting(self, due: bool) -> JobQuerySet:
+        """Jobs that wait for a step, as one of the two partial indexes holds them: those that are due, or the
+        future ones.
+        """
+        return self.jobs.waiting().filter(due=due)
+
     # -- creation --
 
     def insert(self, jobs: Sequence[Job], batch_size: int | None = None) -> None:
@@ -186,8 +192,8 @@ class Storage:
         untouched_since: datetime.datetime | None,
     ) -> JobQuerySet:
         queryset = (
-            self.jobs.claimable(now)
-            .filter(due=True)
+            self.waiting(due=True)
+            .claimable(now)
             .alias(stands_at=Concat("name", Value(" "), "next_task"))
             .filter(stands_at__in=known_steps)
         )
@@ -265,33 +271,36 @@ class Storage:
 
     def stage_due(self, now: datetime.datetime) -> int:
         """Mark future jobs whose time has come as due; returns how many, at most `PEEK` in one call."""
-        future = self.jobs.claimable(now).filter(due=False)
-        if not future.exists():  # the usual case costs one lookup and no transaction
-            return 0
         skip_locked = self.connection.features.has_select_for_update_skip_locked
-        with self.write():
-            ids = list(
-                future.order_by("run_after")
-                .select_for_update(skip_locked=skip_locked)
-                .values_list("pk", flat=True)[:PEEK]
-            )
-            return self.jobs.filter(pk__in=ids).update(due=True)
+        # One range of the index each; together, as an OR, they would be a scan of all future jobs.
+        for reached in (Q(run_after__lte=now), Q(run_after__isnull=True)):
+            future = self.waiting(due=False).filter(reached)
+            if not future.exists():  # the usual case: one lookup, no transaction
+                continue
+            with self.write():
+                ids = list(
+                    future.order_by("run_after")
+                    .select_for_update(skip_locked=skip_locked)
+                    .values_list("pk", flat=True)[:PEEK]
+                )
+                return self.jobs.filter(pk__in=ids).update(due=True)
+        return 0
 
     def next_due(self, queues: Queues, now: datetime.datetime) -> datetime.datetime | None:
         """When the earliest future job of these queues is due, or None."""
-        future = self.serving(queues).filter(due=False, state__in=CLAIMABLE)
+        future = self.serving(queues, self.waiting(due=False))
         return future.aggregate(first=Min("run_after"))["first"]  # type: ignore[no-any-return]
 
-    def serving(self, queues: Queues) -> JobQuerySet:
-        """The jobs of these queues."""
+    def serving(self, queues: Queues, jobs: JobQuerySet) -> JobQuerySet:
+        """Those of ``jobs`` that are in these queues."""
         named = Q(queue_name__in=queues.names)
-        return self.jobs.filter(~named if queues.exclude else named)
+        return jobs.filter(~named if queues.exclude else named)
 
     def names(self, queues: Queues) -> Sequence[str]:
         """The queues by name; to exclude some, those that hold claimable jobs are looked up."""
         if not queues.exclude:
             return queues.names
-        held = self.jobs.filter(state__in=CLAIMABLE, due=True).order_by()
+        held = self.waiting(due=True).order_by()
         return [
             name
             for name in held.values_list("queue_name", flat=True).distinct()

@@ -114,12 +114,14 @@ def _moved(place: QueuePlace | None) -> dict[str, Any]:
 class PostgreSQLStorage(Storage):
     def insert(self, jobs: Sequence[Job], batch_size: int | None = None) -> None:
         """COPY, where the driver is psycopg 3 and there are enough rows for it to pay."""
-        if len(jobs) < COPY_FROM or not self._is_psycopg3():
+        expressions = any(hasattr(job.run_after, "resolve_expression") for job in jobs)
+        if len(jobs) < COPY_FROM or expressions or not self._is_psycopg3():
             super().insert(jobs, batch_size)
             return
         with (
             transaction.atomic(using=self.alias),
             self.connection.cursor() as cursor,
+            self.connection.wrap_database_errors,
             cursor.copy(COPY) as copy,
         ):
             for job in jobs:

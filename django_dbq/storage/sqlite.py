@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import cast
 
 from django.db import transaction
 
 from ..models import Job, JobQuerySet
+from ..states import CLAIMABLE
 from .base import Queues, Storage
 
 
@@ -26,12 +28,19 @@ class SQLiteStorage(Storage):
             with transaction.atomic(using=self.alias):
                 yield
             return
+        connection.ensure_connection()  # which sets the mode that the project has chosen
         mode, connection.transaction_mode = connection.transaction_mode, "IMMEDIATE"
         try:
             with transaction.atomic(using=self.alias):
                 yield
         finally:
             connection.transaction_mode = mode
+
+    def waiting(self, due: bool) -> JobQuerySet:
+        # With literals: SQLite does not match parameters against the condition of a partial index.
+        states = ", ".join(f"'{state.value}'" for state in CLAIMABLE)
+        literally = f"due = {int(due)} AND state IN ({states})"
+        return cast(JobQuerySet, self.jobs.extra(where=[literally]))
 
     def _pick(self, queues: Queues, limit: int, claimable: JobQuerySet) -> list[Job]:
         if not queues.exclude and len(queues.names) == 1:
