@@ -154,7 +154,7 @@ def finish(
         written.append(execution)
         job.state, job.modified = execution.decision.state, now
         job.next_task, job.step = execution.next_task, execution.next_place
-        job.finished = execution.job_finished
+        job.finished, job.claimed_from = execution.job_finished, None
         if job.finished is None:
             queues.add(job.queue_name)
         _tell(execution)
@@ -241,10 +241,14 @@ def stranded(queues: Queues, now: datetime.datetime, using: str) -> dict[tuple[s
 def delete_old(created_before: datetime.datetime, using: str) -> int:
     """Delete the jobs in a deletable state that were created by then, in batches; returns how many."""
     old = Job.objects.using(using).filter(state__in=DELETABLE, created__lte=created_before)
+    storage = storage_for(using)
     count = 0
-    for ids in storage_for(using).in_batches(old):
-        with transaction.atomic(using=using):
+    while True:
+        with storage.write():
+            # Locked, so that a job which is being sent on again is left alone, with its attempts.
+            ids = storage.lock_oldest(old)
             Attempt.objects.using(using).filter(job_id__in=ids).delete()
-            QuerySet.delete(old.filter(pk__in=ids).order_by())
+            QuerySet.delete(Job.objects.using(using).filter(pk__in=ids).order_by())
+        if not ids:
+            return count
         count += len(ids)
-    return count

@@ -6,7 +6,6 @@ Fields, constraints, indexes and named querysets. Nothing here moves a job's sta
 
 import datetime
 import logging
-import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from .options import QUEUE_LENGTH
 from .outcomes import AttemptOutcome
 from .pipelines import NAME_LENGTH, PATH_LENGTH
 from .states import CLAIMABLE, State
+from .uuids import uuid7
 
 logger = logging.getLogger("django_dbq")
 
@@ -178,6 +178,10 @@ class Worker(models.Model):
         return self.label
 
 
+# What tasks and hooks may save of the job that they are given.
+OWN_FIELDS = ("workspace", "queue_name", "priority", "run_after", "due", "modified")
+
+
 class QueuePlace(NamedTuple):
     """What decides when a job is claimed; a task may change it for the steps that follow."""
 
@@ -198,7 +202,7 @@ class Job(models.Model):
 
     STATES = State
 
-    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     created = models.DateTimeField(
         _("created"), default=timezone.now, editable=False, db_index=True
     )
@@ -230,11 +234,10 @@ class Job(models.Model):
     )
     finished = models.DateTimeField(_("finished"), null=True, editable=False)
 
-    # Set by the claim, for the worker that holds the job: its state before, its place in the queues, and the
-    # workspace's text as stored (None: unknown).
+    # Set by the claim, for the worker that holds the job: its state before, and its place in the queues.
     claimed_from: State | None = None
     claimed_at: "QueuePlace | None" = None
-    stored_workspace: str | None = None
+    stored_workspace: str | None = None  # the workspace's text as stored, if that is known
 
     objects = JobManager()
 
@@ -271,6 +274,8 @@ class Job(models.Model):
         """Save the job; the first time, prepare it and run its creation hook in this process.
 
         Obeys the caller's transaction: created with its commit, gone with its rollback. Workers are woken on commit.
+        While a worker runs the job, its tasks and hooks save only what is theirs (`OWN_FIELDS`): where the job stands
+        is written with the step's outcome, by the engine.
 
         Raises:
             UnknownJob: ``JOBS`` has no valid entry of this name.
@@ -280,6 +285,9 @@ class Job(models.Model):
         if not self._state.adding:
             self.due = is_due(self.run_after)
             self.stored_workspace = None  # unknown: this save may yet be rolled back
+            if self.claimed_from is not None:
+                fields = kwargs.get("update_fields") or OWN_FIELDS
+                kwargs["update_fields"] = [name for name in fields if name in OWN_FIELDS]
             super().save(*args, **kwargs)
             return
         from . import engine
@@ -304,7 +312,7 @@ class Job(models.Model):
             import_string(pipeline.creation_hook)(self)
         self.run_after = as_time(self.run_after)
         self.due = is_due(self.run_after)
-        workspaces.dump(self.workspace)
+        self.stored_workspace = workspaces.dump(self.workspace)
 
     @property
     def place(self) -> QueuePlace:

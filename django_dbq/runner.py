@@ -6,10 +6,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.utils.module_loading import import_string
 
 from . import conf, signals, workspaces
-from .models import Job
+from .models import Job, QueuePlace, as_time
 from .outcomes import decide
 from .pipelines import Pipeline, Step
 from .storage import Execution
@@ -27,6 +28,7 @@ def run(job: Job, clock: Callable[[], datetime.datetime]) -> Execution:
     state and next task.
     """
     pipeline, step = standing(job)
+    fence = job.pk, job.attempt
     started = clock()
     signals.send(signals.step_started, sender=Job, job=job, step=step)
     error, workspace = _attempt(job, pipeline, step)
@@ -36,18 +38,16 @@ def run(job: Job, clock: Callable[[], datetime.datetime]) -> Execution:
     if error is not None:
         logger.error(
             "Task failed: job=%s name=%s task=%s attempt=%s",
-            job.pk,
-            job.name,
-            step.path,
-            job.attempt,
+            *(fence[0], job.name, step.path, fence[1]),
             exc_info=error,
         )
         _hook(job, "failure_hook", pipeline.failure_hook, error)
     elif decision.next_step is None:
         _hook(job, "completion_hook", pipeline.completion_hook)
     _hook(job, "post_task_hook", pipeline.post_task_hook)
+    job.pk, job.attempt = fence  # whatever user code has done to them
     if error is not None or pipeline.completion_hook or pipeline.post_task_hook:
-        workspace = _dump(job)  # a hook may have changed it
+        workspace = _dump(job, workspace)  # a hook may have changed it
     return Execution(
         job=job,
         step=step,
@@ -57,7 +57,7 @@ def run(job: Job, clock: Callable[[], datetime.datetime]) -> Execution:
         error=error,
         report="" if error is None else report(error),
         workspace=None if workspace == job.stored_workspace else workspace,
-        moved_to=None if job.place == job.claimed_at else job.place,
+        moved_to=_moved_to(job),
     )
 
 
@@ -71,17 +71,20 @@ def standing(job: Job) -> tuple[Pipeline, Step]:
 
 
 def _attempt(job: Job, pipeline: Pipeline, step: Step) -> tuple[BaseException | None, str | None]:
-    """Pre-task hook and task; returns the exception that ended them, or None with the workspace as text."""
+    """Pre-task hook and task. Returns the exception that ended them, or None, and the workspace as text.
+
+    After an exception the workspace is what is stored: what the failed task has put into it is saved if it is JSON.
+    """
     try:
         if pipeline.pre_task_hook:
             import_string(pipeline.pre_task_hook)(job)
         import_string(step.path)(job)
+        job.run_after = as_time(job.run_after)
         return None, workspaces.dump(job.workspace)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a task that calls sys.exit() fails; the worker goes on
-        return error, None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also sys.exit() and a cancelled coroutine: the worker goes on
+        return error, job.stored_workspace
 
 
 def _hook(job: Job, kind: str, path: str | None, *args: Any) -> None:
@@ -96,15 +99,25 @@ def _hook(job: Job, kind: str, path: str | None, *args: Any) -> None:
         logger.exception("%s failed: job=%s name=%s hook=%s", kind, job.pk, job.name, path)
 
 
-def _dump(job: Job) -> str | None:
-    """The workspace as text; if it is no longer JSON, it goes back to what is stored."""
+def _dump(job: Job, before: str | None) -> str | None:
+    """The workspace as text; if hooks have left something that is not JSON, it goes back to ``before`` (if known)."""
     try:
         return workspaces.dump(job.workspace)
     except workspaces.InvalidWorkspace:
         logger.exception("Workspace not saved: job=%s name=%s", job.pk, job.name)
-        if job.stored_workspace is not None:
-            job.workspace = workspaces.load(job.stored_workspace)
-        return job.stored_workspace
+        if before is not None:
+            job.workspace = workspaces.load(before)
+        return before
+
+
+def _moved_to(job: Job) -> QueuePlace | None:
+    """Where user code wants the job to be claimed from now on; None if it says nothing (or nothing sensible)."""
+    try:
+        job.run_after = as_time(job.run_after)
+    except (TypeError, ValueError, ValidationError):
+        logger.exception("run_after not saved: job=%s name=%s", job.pk, job.name)
+        return None
+    return None if job.place == job.claimed_at else job.place
 
 
 def report(error: BaseException) -> str:

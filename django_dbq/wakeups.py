@@ -119,19 +119,28 @@ class Wakeup:
         while True:
             self._connect()
             heard = [self.bell] if self._connection is None else [self.bell, self._connection]
-            left = max(0.0, deadline - time.monotonic())
             try:
-                ready, _, _ = select.select(heard, [], [], left)
+                ready, _, _ = select.select(heard, [], [], self._patience(deadline))
                 concerned = self._connection in ready and self._hear()
             except Exception as error:  # psycopg's, or a socket that was closed under us
                 self._lost(error)
                 continue
-            if self._proof and time.monotonic() > self._proof_due:
+            now = time.monotonic()
+            if self._proof and now >= self._proof_due:
                 # Behind a transaction pooler, LISTEN succeeds and hears nothing.
                 self._lost(ConnectionError("notifications do not arrive (a transaction pooler?)"))
-            if self.bell in ready or concerned or not ready:
+            if self.bell in ready or concerned or now >= deadline:
                 self.bell.hush()
-                return bool(ready)
+                return self.bell in ready or concerned
+
+    def _patience(self, deadline: float) -> float:
+        """Seconds until there is something to do: until ``deadline``, a missing proof, or the next try to listen."""
+        until = [deadline]
+        if self._proof:
+            until.append(self._proof_due)
+        if self._connection is None and self._listen is not None:
+            until.append(self._retry_at)
+        return max(0.0, min(until) - time.monotonic())
 
     def close(self) -> None:
         self._disconnect()

@@ -33,8 +33,9 @@ def dump(workspace: Any) -> str:
 
 
 def load(text: str | None) -> Any:
-    """The inverse of `dump`; a NULL column is an empty workspace."""
-    return {} if text is None else json.loads(text)
+    """The inverse of `dump`; NULL and null are an empty workspace."""
+    workspace = None if text is None else json.loads(text)
+    return {} if workspace is None else workspace
 
 
 def _explain(value: Any, path: str = "workspace", depth: int = 0) -> str | None:

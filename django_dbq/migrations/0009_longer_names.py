@@ -3,6 +3,8 @@
 import django.utils.timezone
 from django.db import migrations, models
 
+import django_dbq.uuids
+
 from ._operations import AddCheckOnline
 
 STATES = [
@@ -23,6 +25,13 @@ class Migration(migrations.Migration):
     dependencies = [("django_dbq", "0008_claim_indexes")]
 
     operations = [
+        migrations.AlterField(
+            model_name="job",
+            name="id",
+            field=models.UUIDField(
+                default=django_dbq.uuids.uuid7, editable=False, primary_key=True, serialize=False
+            ),
+        ),
         migrations.AlterField(
             model_name="job",
             name="created",

@@ -271,7 +271,6 @@ class Storage:
 
     def stage_due(self, now: datetime.datetime) -> int:
         """Mark future jobs whose time has come as due; returns how many, at most `PEEK` in one call."""
-        skip_locked = self.connection.features.has_select_for_update_skip_locked
         # One range of the index each; together, as an OR, they would be a scan of all future jobs.
         for reached in (Q(run_after__lte=now), Q(run_after__isnull=True)):
             future = self.waiting(due=False).filter(reached)
@@ -279,9 +278,7 @@ class Storage:
                 continue
             with self.write():
                 ids = list(
-                    future.order_by("run_after")
-                    .select_for_update(skip_locked=skip_locked)
-                    .values_list("pk", flat=True)[:PEEK]
+                    self._unlocked(future.order_by("run_after")).values_list("pk", flat=True)[:PEEK]
                 )
                 return self.jobs.filter(pk__in=ids).update(due=True)
         return 0
@@ -307,7 +304,12 @@ class Storage:
             if name not in queues.names
         ]
 
-    def in_batches(self, queryset: JobQuerySet) -> Iterator[list[UUID]]:
-        """The primary keys of a queryset that shrinks as its batches are dealt with."""
-        while ids := list(queryset.order_by("created").values_list("pk", flat=True)[:PEEK]):
-            yield ids
+    def lock_oldest(self, jobs: JobQuerySet) -> list[UUID]:
+        """Lock the oldest of ``jobs``, `PEEK` at most, but for those that somebody else holds; called within
+        `write`.
+        """
+        return list(self._unlocked(jobs.order_by("created")).values_list("pk", flat=True)[:PEEK])
+
+    def _unlocked(self, jobs: JobQuerySet) -> JobQuerySet:
+        skip = self.connection.features.has_select_for_update_skip_locked
+        return jobs.select_for_update(skip_locked=skip)

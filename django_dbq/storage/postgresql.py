@@ -92,9 +92,12 @@ recorded AS (
   SELECT id, attempt, ran_step, ran_task, outcome, %s, started, finished, error FROM won)
 SELECT id FROM won
 """
-# For batches of rows that are looked up by primary key: with stale statistics, or a small table, the planner would
-# rather read the whole table. Only for the one transaction, and only where it is worth its round trips.
-STEER = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+# A batch is found through indexes, one row after the other. With a large backlog, a small table or stale statistics the
+# planner would rather read more and sort it. Only for the one transaction, and only where it is worth its round trips.
+STEER = "; ".join(
+    f"SET LOCAL enable_{way} = off"
+    for way in ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "sort")
+)
 STEER_FROM = 50  # rows
 # A transaction that notifies has to be flushed like any other, for the time of a whole commit; a hint need not be.
 NOTIFY = "SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, unnest(%s::text[]))"
@@ -127,7 +130,7 @@ class PostgreSQLStorage(Storage):
             for job in jobs:
                 values = job.__dict__
                 row = [values[name] for name in ATTNAMES]
-                row[WORKSPACE] = workspaces.dump(job.workspace)
+                row[WORKSPACE] = job.stored_workspace
                 copy.write_row(row)
         for job in jobs:
             job._state.adding = False

@@ -4,7 +4,7 @@ import datetime
 import logging
 from collections.abc import Callable
 
-from django.db import connections
+from django.db import DatabaseError, connections, transaction
 
 from .. import runner
 from ..models import Job
@@ -44,7 +44,7 @@ class MainThreadExecutor:
         nested = connections[self.using].in_atomic_block  # a test's transaction, say
         while (job := self.inflight.start()) is not None:
             try:
-                execution = runner.run(job, self.clock)
+                execution = self._run_nested(job) if nested else runner.run(job, self.clock)
             except LookupError:
                 logger.warning("Handing back a job that this worker does not know: job=%s", job.pk)
                 self.inflight.drop(job)
@@ -56,6 +56,14 @@ class MainThreadExecutor:
             count += 1
             self.ended()
         return count
+
+    def _run_nested(self, job: Job) -> Execution:
+        """Run a job within the caller's transaction, which stays usable when a query of the task fails."""
+        with transaction.atomic(using=self.using):
+            execution = runner.run(job, self.clock)
+            if isinstance(execution.error, DatabaseError):
+                transaction.set_rollback(True, using=self.using)
+        return execution
 
     def _close_open_transactions(self, execution: Execution) -> None:
         """Roll back what a task left open: outcomes written inside it would never be committed."""

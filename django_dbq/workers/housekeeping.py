@@ -27,13 +27,14 @@ class Housekeeping:
         self._told_at: datetime.datetime | None = None
         self._told: set[tuple[str, str]] = set()
 
-    def run(self, now: datetime.datetime) -> int:
-        """The duties of every round; returns how many jobs have become ready by them."""
+    def run(self, now: datetime.datetime, at_once: bool = False) -> int:
+        """The duties of every round, when they are due or ``at_once``; returns how many jobs have become ready."""
         # `not 0 <=`: a clock that was set back must not put staging off.
         passed = (
             self._staged is None or not datetime.timedelta(0) <= now - self._staged < self.every
         )
-        if not passed and (self._next_due is None or now < self._next_due):
+        ahead = self._next_due is None or now < self._next_due
+        if ahead and not passed and not at_once:
             return 0
         self._next_due = None
         count = engine.stage_due(now, self.using)

@@ -26,10 +26,10 @@ logger = logging.getLogger("django_dbq")
 BATCH_SECONDS = 0.05  # of work that a batch should hold
 BATCH_MOST = 500  # jobs: beyond, statements gain nothing more
 BATCH_GROWTH = 4  # at most so many times the batch before, so that one quick job does not claim hundreds of slow ones
-# A claim goes on from the last one's position, but starts at the head of the backlog so often (seconds),
-# where more urgent jobs may have come in; and rarer when that is slow, so that passing dead entries takes a
-# twentieth of the time at most.
-HEAD_EVERY = 0.25
+# A claim that takes longer than so many seconds, and so many more for each job, has had to pass dead entries. The next
+# ones then go on from its position, and only after so many times as long one starts at the head of the backlog again,
+# where more urgent jobs may have come in: passing dead entries takes a twentieth of the time at most.
+CLAIM_SECONDS = (0.005, 0.00003)
 HEAD_SHARE = 20
 WRITE_AFTER = 0.01  # seconds that an outcome may wait while further quick tasks run
 LISTENING_TICK = 5.0  # seconds between polls while notifications are heard
@@ -128,8 +128,8 @@ class Worker:
                     )
                     connections.close_all()
                     pause, patience = patience, min(2 * patience, RECONNECT[1])
-                if pause and not self.stopping:
-                    self._look_again = self.wakeup.wait(pause)
+                if pause and not self.stopping and self.wakeup.wait(pause):
+                    self._look_again = True
         finally:
             self._end()
 
@@ -147,7 +147,7 @@ class Worker:
             self._work(jobs)
             self._look_again = True
         # After the claim: a job that has just been created is not kept waiting.
-        if self.housekeeping.run(now) or jobs:
+        if self.housekeeping.run(now, at_once=self.ends and not jobs) or jobs:
             return 0.0
         if self.ends:
             self.housekeeping.idle(now)
@@ -168,7 +168,10 @@ class Worker:
     # -- one round --
 
     def _claim(self, now: datetime.datetime) -> list[Job]:
-        limit, begun, from_head = self._limit(), time.monotonic(), not self._position.heads
+        """Claim from the head of the backlog or, where the way there has become long, from the last claim's
+        position.
+        """
+        begun, from_head, limit = time.monotonic(), not self._position.heads, self._limit()
         jobs = engine.claim(
             self.row,
             self.queues,
@@ -179,13 +182,15 @@ class Worker:
             self._position,
         )
         ended = time.monotonic()
+        took = ended - begun
         if from_head:
-            self._head_due = ended + max(HEAD_EVERY, HEAD_SHARE * (ended - begun))
-        if len(jobs) < limit or ended >= self._head_due:
-            self._position.forget()
-        else:
+            self._head_due = ended + HEAD_SHARE * took
+        slow = took > CLAIM_SECONDS[0] + CLAIM_SECONDS[1] * len(jobs)
+        if len(jobs) == limit and ended < self._head_due and (slow or not from_head):
             self._position.remember(jobs)
-        return jobs
+        else:
+            self._position.forget()
+        return jobs or ([] if from_head else self._claim(now))
 
     def _limit(self) -> int:
         limit = 1 if self.rate_limit or self.minder is None else self._batch
@@ -206,7 +211,6 @@ class Worker:
         if count:
             fitting = int(BATCH_SECONDS * count / max(ran_for, 1e-9))
             self._batch = max(1, min(fitting, BATCH_GROWTH * len(jobs), BATCH_MOST))
-        self.done += count
         if self.progress is not None:
             self.progress(self.done)
         if self.max_jobs is not None and self.done >= self.max_jobs:
@@ -216,6 +220,7 @@ class Worker:
         if self.minder is not None:
             self.minder.active = False
         if self._look_again:  # a notification may have been held back: see wakeups.DEBOUNCE
+            self._look_again = False
             return LOOK_AGAIN
         pause = max(self.tick, LISTENING_TICK) if self.wakeup.healthy else self.tick
         due = self.housekeeping.idle(now)
@@ -224,6 +229,7 @@ class Worker:
         return pause
 
     def _task_ended(self) -> None:
+        self.done += 1
         if self.inflight.unwritten_for() > WRITE_AFTER:
             begun = time.monotonic()
             self.write_outcomes()

@@ -10,6 +10,7 @@ from django.utils.dateparse import parse_datetime
 
 from ... import conf
 from ...models import Job
+from ...options import PRIORITY, QUEUE
 from ...pipelines import UnknownJob
 from ...workspaces import InvalidWorkspace
 
@@ -38,10 +39,14 @@ class Command(BaseCommand):
                 self.stdout.write(f"{pipeline.name}  {pipeline.description}".rstrip())
             return
         values = {"name": options["name"], "workspace": self._workspace(options["workspace"])}
-        if options["queue"] is not None:
-            values["queue_name"] = options["queue"]
-        if options["priority"] is not None:
-            values["priority"] = options["priority"]
+        for flag, field, expected in (
+            ("queue", "queue_name", QUEUE),
+            ("priority", "priority", PRIORITY),
+        ):
+            if (value := options[flag]) is not None:
+                if (wanted := expected(value)) is not None:
+                    raise CommandError(f"--{flag} is {value!r}. Expected: {wanted}.")
+                values[field] = value
         if options["run_after"] is not None:
             values["run_after"] = self._time(options["run_after"])
         try:

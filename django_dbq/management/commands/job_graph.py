@@ -42,7 +42,7 @@ def edges(pipeline: Pipeline) -> list[tuple[str, str, str]]:
     ]
     arrows = [
         (tail, head, _short(label))
-        for tail, head, label in zip(stops, stops[1:], labels, strict=True)
+        for tail, head, label in zip(stops[:-1], stops[1:], labels, strict=True)
     ]
     if pipeline.failure_hook:
         arrows += [(name, "failed", _short(pipeline.failure_hook)) for name in names]
@@ -70,10 +70,10 @@ def svg(pipeline: Pipeline) -> str:
 
 
 def _digraph(pipeline: Pipeline) -> Any:
-    from graphviz import Digraph
+    from graphviz import Digraph, escape
 
-    graph = Digraph(pipeline.name, comment=pipeline.description or None)
-    graph.attr(rankdir="LR", fontname="Helvetica", label=pipeline.name, labelloc="t")
+    graph = Digraph("pipeline", comment=" ".join(pipeline.description.split()) or None)
+    graph.attr(rankdir="LR", fontname="Helvetica", label=escape(pipeline.name), labelloc="t")
     graph.attr("node", shape="box", style="rounded", fontname="Helvetica")
     graph.attr("edge", fontname="Helvetica", fontsize="10")
     graph.node("start", shape="circle", label="", width="0.2")

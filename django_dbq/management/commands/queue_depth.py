@@ -18,19 +18,20 @@ class Command(BaseCommand):
             "--exclude_future_jobs",
             "--exclude-future-jobs",
             nargs="?",
-            const=True,
-            default=False,
-            type=_flag,
+            const="yes",
+            default="no",
             metavar="yes|no",
             help="leave out jobs whose run_after is still ahead",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        depths = Job.get_queue_depths(exclude_future_jobs=options["exclude_future_jobs"])
-        counts = " ".join(f"{name}={depths.get(name, 0)}" for name in options["queue_name"])
+        queues, flag = options["queue_name"], str(options["exclude_future_jobs"])
+        if flag.lower() not in _WORDS:  # the name of a queue that stands behind the flag
+            queues = [flag, *(queues if queues != ["default"] else [])]
+        depths = Job.get_queue_depths(exclude_future_jobs=_WORDS.get(flag.lower(), True))
+        counts = " ".join(f"{name}={depths.get(name, 0)}" for name in queues)
         self.stdout.write(f"event=queue_depths {counts}")
 
 
-def _flag(text: str) -> bool:
-    """django-db-queue took ``--exclude_future_jobs True``, and any word for true."""
-    return text.lower() not in ("", "0", "false", "no")
+# django-db-queue's flag needed a value, as in ``--exclude_future_jobs True``.
+_WORDS = dict.fromkeys(("true", "yes", "1"), True) | dict.fromkeys(("false", "no", "0", ""), False)

@@ -151,7 +151,7 @@ class Command(BaseCommand):
         else:
             supervisor.run(worker)
         if self._bar:
-            self.stderr.write("")
+            self.stderr.write("", style_func=str)
 
     def _queues(self, options: dict[str, Any]) -> Queues:
         names = [*filter(None, [options["queue_name"]]), *options["queue"]]
@@ -176,7 +176,9 @@ class Command(BaseCommand):
         def show(done: int) -> None:
             filled = 30 * min(done, total) // max(total, 1)
             bar = "█" * filled + "░" * (30 - filled)
-            self.stderr.write(f"\r{bar} {done} tasks run, {total} jobs were ready", ending="")
+            self.stderr.write(
+                f"\r{bar} {done} tasks run, {total} jobs were ready", style_func=str, ending=""
+            )
             self.stderr.flush()
 
         return show
@@ -200,24 +202,35 @@ class Command(BaseCommand):
                 worker.run()
             finally:
                 ended.set()
-                os.kill(os.getpid(), signal.SIGTERM)  # the reloader waits for changes until then
+                os.kill(os.getpid(), signal.SIGTERM)  # the reloader would wait for changes for ever
 
+        def stop(number: int, frame: FrameType | None) -> None:
+            if ended.is_set():
+                sys.exit(0)
+            worker.stop()  # again and again, if need be: a terminal signals us and the parent, which signals us
+
+        for number in supervisor.SIGNALS:
+            signal.signal(number, stop)
         try:
-            autoreload.run_with_reloader(work)
+            autoreload.start_django(autoreload.get_reloader(), work)
         finally:
             worker.stop()
             ended.wait()
 
     def _supervise_child(self) -> int:
-        """Run the worker in a child, a new one whenever code has changed; signals are passed on."""
+        """Run the worker in a child, a new one whenever code has changed; a first signal is passed on, a
+        second kills.
+        """
         environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
+        signals: list[int] = []
         while True:
             child = subprocess.Popen(autoreload.get_child_arguments(), env=environment)
 
             def pass_on(number: int, frame: FrameType | None, child: Any = child) -> None:
-                child.send_signal(signal.SIGTERM)
+                child.send_signal(signal.SIGKILL if signals else signal.SIGTERM)
+                signals.append(number)
 
             for number in supervisor.SIGNALS:
                 signal.signal(number, pass_on)
             if (code := child.wait()) != RELOAD_EXIT:
-                return code
+                return code if code >= 0 else 128 - code
