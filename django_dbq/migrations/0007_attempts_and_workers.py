@@ -74,6 +74,14 @@ class Migration(migrations.Migration):
             name="finished",
             field=models.DateTimeField(editable=False, null=True, verbose_name="finished"),
         ),
+        # Before 0008: an index with a condition is built anew when the type of one of its columns changes.
+        migrations.AlterField(
+            model_name="job",
+            name="queue_name",
+            field=models.CharField(
+                db_index=True, default="default", max_length=63, verbose_name="queue"
+            ),
+        ),
         migrations.CreateModel(
             name="Attempt",
             fields=[
