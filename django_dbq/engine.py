@@ -96,7 +96,7 @@ def claim(
     limit: int,
     now: datetime.datetime,
     using: str,
-    untouched_since: datetime.datetime | None = None,
+    pass_began: datetime.datetime | None = None,
     position: Position | None = None,
 ) -> list[Job]:
     """Take up to ``limit`` jobs for ``worker``: highest priority first, then oldest.
@@ -105,11 +105,11 @@ def claim(
     Committed when this returns: from here on only this worker, with this attempt number, may write the outcome.
 
     Args:
-        untouched_since: leave jobs that were written after this time.
+        pass_began: leave jobs that were created, or of which a step was run, after this time.
         position: where the worker's claims have got to; without heads, the claim starts with the very first job.
     """
     known = conf.configuration().known_steps
-    return storage_for(using).claim(worker.pk, queues, limit, now, known, untouched_since, position)
+    return storage_for(using).claim(worker.pk, queues, limit, now, known, pass_began, position)
 
 
 def finish(

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import DataError, IntegrityError, connections, transaction
-from django.db.models import F, Min, Q, QuerySet, Value
+from django.db.models import Exists, F, Min, OuterRef, Q, QuerySet, Value
 from django.db.models.functions import Concat
 
 from .. import workspaces
@@ -158,7 +158,7 @@ class Storage:
         limit: int,
         now: datetime.datetime,
         known_steps: Sequence[str],
-        untouched_since: datetime.datetime | None = None,
+        pass_began: datetime.datetime | None = None,
         position: Position | None = None,
     ) -> list[Job]:
         """Take up to ``limit`` claimable jobs for a worker, in order; each remembers its state before in
@@ -166,11 +166,11 @@ class Storage:
 
         Args:
             known_steps: ``"name path"`` of every step that the worker can run; others stay where they are.
-            untouched_since: leave jobs that were written after this time.
+            pass_began: leave jobs that were created, or of which a step was run, after this time.
             position: where to start, for a database where that saves work; at the head of the backlog without heads.
         """
         with self.write():
-            picked = self._pick(queues, limit, self._claimable(now, known_steps, untouched_since))
+            picked = self._pick(queues, limit, self._claimable(now, known_steps, pass_began))
             for job in picked:
                 job.claimed_from, job.claimed_at = State(job.state), job.place
                 job.workspace = {} if job.workspace is None else job.workspace
@@ -189,7 +189,7 @@ class Storage:
         self,
         now: datetime.datetime,
         known_steps: Sequence[str],
-        untouched_since: datetime.datetime | None,
+        pass_began: datetime.datetime | None,
     ) -> JobQuerySet:
         queryset = (
             self.waiting(due=True)
@@ -197,8 +197,11 @@ class Storage:
             .alias(stands_at=Concat("name", Value(" "), "next_task"))
             .filter(stands_at__in=known_steps)
         )
-        if untouched_since is not None:
-            queryset = queryset.filter(modified__lte=untouched_since)
+        if pass_began is not None:
+            run = Attempt.objects.using(self.alias).filter(
+                job=OuterRef("pk"), finished__gt=pass_began
+            )
+            queryset = queryset.filter(~Exists(run), created__lte=pass_began)
         return queryset
 
     def _pick(self, queues: Queues, limit: int, claimable: JobQuerySet) -> list[Job]:

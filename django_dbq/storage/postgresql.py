@@ -48,6 +48,9 @@ WHERE queue_name = {{queue}} AND due AND state IN ({_literals(CLAIMABLE)})
 AND (run_after IS NULL OR run_after <= %s) AND name || ' ' || next_task = ANY(%s::text[]){{more}}
 ORDER BY priority DESC, created LIMIT {{limit}} FOR UPDATE SKIP LOCKED
 """
+ONE_PASS = f"""
+AND created <= %s
+AND NOT EXISTS (SELECT FROM {ATTEMPT} AS run WHERE run.job_id = {JOB}.id AND run.finished > %s)"""
 # Several queues: the head of each, then the best of the heads. What is locked and not taken is free at the end.
 PICK_QUEUES = f"""
 SELECT head.* FROM {{served}} CROSS JOIN LATERAL ({PICK}) AS head
@@ -151,16 +154,16 @@ class PostgreSQLStorage(Storage):
         limit: int,
         now: datetime.datetime,
         known_steps: Sequence[str],
-        untouched_since: datetime.datetime | None = None,
+        pass_began: datetime.datetime | None = None,
         position: Position | None = None,
     ) -> list[Job]:
         names = self.names(queues)
         if not names or not known_steps:
             return []
         more, filters = "", [now, list(known_steps)]
-        if untouched_since is not None:
-            more = " AND modified <= %s"
-            filters.append(untouched_since)
+        if pass_began is not None:
+            more = ONE_PASS
+            filters += [pass_began, pass_began]
         served: list[Any]
         if position is not None and position.heads:
             priorities, created = zip(*position.heads.values(), strict=True)

@@ -29,7 +29,7 @@ BATCH_GROWTH = 4  # at most so many times the batch before, so that one quick jo
 # A claim that takes longer than so many seconds, and so many more for each job, has had to pass dead entries. The next
 # ones then go on from its position, and only after so many times as long one starts at the head of the backlog again,
 # where more urgent jobs may have come in: passing dead entries takes a twentieth of the time at most.
-CLAIM_SECONDS = (0.005, 0.00003)
+CLAIM_SECONDS = (0.01, 0.00003)
 HEAD_SHARE = 20
 WRITE_AFTER = 0.01  # seconds that an outcome may wait while further quick tasks run
 LISTENING_TICK = 5.0  # seconds between polls while notifications are heard
@@ -85,7 +85,7 @@ class Worker:
             queues=str(queues),
             started=clock(),
         )
-        self.untouched_since = self.row.started if once else None
+        self.pass_began = self.row.started if once else None
         self.inflight = InFlight()
         self.housekeeping = Housekeeping(queues, tick, using)
         self.executor = MainThreadExecutor(
@@ -171,14 +171,17 @@ class Worker:
         """Claim from the head of the backlog or, where the way there has become long, from the last claim's
         position.
         """
-        begun, from_head, limit = time.monotonic(), not self._position.heads, self._limit()
+        begun, limit = time.monotonic(), self._limit()
+        if begun >= self._head_due:
+            self._position.forget()
+        from_head = not self._position.heads
         jobs = engine.claim(
             self.row,
             self.queues,
             limit,
             now,
             self.using,
-            self.untouched_since,
+            self.pass_began,
             self._position,
         )
         ended = time.monotonic()
@@ -186,7 +189,7 @@ class Worker:
         if from_head:
             self._head_due = ended + HEAD_SHARE * took
         slow = took > CLAIM_SECONDS[0] + CLAIM_SECONDS[1] * len(jobs)
-        if len(jobs) == limit and ended < self._head_due and (slow or not from_head):
+        if len(jobs) == limit and (slow or not from_head):
             self._position.remember(jobs)
         else:
             self._position.forget()
@@ -267,6 +270,23 @@ class Worker:
 
     # -- start and end --
 
+    def _leave_in_order(self) -> None:
+        """Write and hand back what there is; a long-running worker waits for its database, until a second signal."""
+        patience = RECONNECT[0]
+        while True:
+            try:
+                self.write_outcomes()
+                self.hand_back()
+                engine.stop_worker(self.row, self.clock(), self.using)
+                return
+            except (DatabaseError, InterfaceError):
+                if self.ends:
+                    raise
+                logger.exception("The database is out of reach, trying again in %.1f s", patience)
+                connections.close_all()
+                time.sleep(patience)
+                patience = min(2 * patience, RECONNECT[1])
+
     def _can_be_minded(self) -> bool:
         """Another connection must see the same rows: not in a test's transaction, nor in a database in memory."""
         connection = connections[self.using]
@@ -287,9 +307,7 @@ class Worker:
         if self.minder is not None:
             self.minder.end()
         try:
-            self.write_outcomes()
-            self.hand_back()
-            engine.stop_worker(self.row, self.clock(), self.using)
+            self._leave_in_order()
         finally:
             self.wakeup.close()
         logger.info("Worker stopped: worker=%s tasks=%s", self.row, self.done)

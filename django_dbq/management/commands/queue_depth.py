@@ -11,9 +11,7 @@ class Command(BaseCommand):
     help = "Print how many jobs wait in each of the given queues, as event=queue_depths default=2 other=0."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "queue_name", nargs="*", default=["default"], help="queues (without any: default)"
-        )
+        parser.add_argument("queue_name", nargs="*", help="queues (without any: default)")
         parser.add_argument(
             "--exclude_future_jobs",
             "--exclude-future-jobs",
@@ -25,11 +23,11 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        queues, flag = options["queue_name"], str(options["exclude_future_jobs"])
+        queues, flag = options["queue_name"] or [], str(options["exclude_future_jobs"])
         if flag.lower() not in _WORDS:  # the name of a queue that stands behind the flag
-            queues = [flag, *(queues if queues != ["default"] else [])]
+            queues = [*queues, flag]
         depths = Job.get_queue_depths(exclude_future_jobs=_WORDS.get(flag.lower(), True))
-        counts = " ".join(f"{name}={depths.get(name, 0)}" for name in queues)
+        counts = " ".join(f"{name}={depths.get(name, 0)}" for name in queues or ["default"])
         self.stdout.write(f"event=queue_depths {counts}")
 
 

@@ -195,7 +195,7 @@ class Command(BaseCommand):
         """
         if os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
             sys.exit(self._supervise_child())
-        ended = threading.Event()
+        ended, leaving = threading.Event(), threading.Event()
 
         def work() -> None:
             try:
@@ -205,7 +205,7 @@ class Command(BaseCommand):
                 os.kill(os.getpid(), signal.SIGTERM)  # the reloader would wait for changes for ever
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if ended.is_set():
+            if ended.is_set() and not leaving.is_set():
                 sys.exit(0)
             worker.stop()  # again and again, if need be: a terminal signals us and the parent, which signals us
 
@@ -214,6 +214,7 @@ class Command(BaseCommand):
         try:
             autoreload.start_django(autoreload.get_reloader(), work)
         finally:
+            leaving.set()
             worker.stop()
             ended.wait()
 
