@@ -72,6 +72,11 @@ class InFlight:
         with self._lock:
             return list(self._running.values())
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing would be lost if the process ended here."""
+        return not (self._waiting or self._running or self._unwritten)
+
     def waiting_for(self) -> float:
         """For how many seconds jobs have been waiting here since they were claimed; 0 if none does."""
         return time.monotonic() - self._loaded_at if self._waiting else 0.0

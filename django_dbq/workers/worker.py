@@ -271,8 +271,8 @@ class Worker:
     # -- start and end --
 
     def _leave_in_order(self) -> None:
-        """Write and hand back what there is; a long-running worker waits for its database, until a second signal."""
-        patience = RECONNECT[0]
+        """Write and hand back what there is; a long-running worker that has anything waits for its database with it."""
+        patience = 0.0  # at first: it may only be the connection that has died
         while True:
             try:
                 self.write_outcomes()
@@ -282,10 +282,13 @@ class Worker:
             except (DatabaseError, InterfaceError):
                 if self.ends:
                     raise
+                if patience and self.inflight.empty:
+                    logger.warning("The database is out of reach, the worker's row stays as it is")
+                    return
                 logger.exception("The database is out of reach, trying again in %.1f s", patience)
                 connections.close_all()
                 time.sleep(patience)
-                patience = min(2 * patience, RECONNECT[1])
+                patience = min(2 * patience or RECONNECT[0], RECONNECT[1])
 
     def _can_be_minded(self) -> bool:
         """Another connection must see the same rows: not in a test's transaction, nor in a database in memory."""
