@@ -1,0 +1,1 @@
+"""Speed shown as ratios: this package beside other queues, all in one run on one PostgreSQL."""
