@@ -1,12 +1,15 @@
 """The workspace's one way to text and back, the same for every database.
 
 The strictest database decides what JSON is: PostgreSQL's ``jsonb`` takes no NaN, no NUL character and no half of a
-surrogate pair. What one database could not store is refused for all, before anything is written.
+surrogate pair, MariaDB no more than 31 levels. What one database could not store is refused for all, before anything
+is written.
 """
 
 import json
 import math
 from typing import Any
+
+DEPTH = 31  # levels of dicts and lists: MariaDB stores no more
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
@@ -26,6 +29,9 @@ def dump(workspace: Any) -> str:
         text.encode()  # a lone surrogate raises here
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidWorkspace(_explain(workspace) or f"workspace is not JSON: {error}") from None
+    # Both are looked for in the text first, which is quick, and found out for sure only where that is not clear.
+    if text.count("{") + text.count("[") > DEPTH and _too_deep(workspace, DEPTH):
+        raise InvalidWorkspace(_explain(workspace))
     # A NUL is always escaped in JSON text, so it can be looked for there; "\\u0000" may also be a backslash's.
     if "\\u0000" in text and (problem := _explain(workspace)):
         raise InvalidWorkspace(problem)
@@ -38,10 +44,18 @@ def load(text: str | None) -> Any:
     return {} if workspace is None else workspace
 
 
+def _too_deep(value: Any, levels: int) -> bool:
+    """Whether ``value`` holds more levels of dicts and lists than that."""
+    if not isinstance(value, dict | list | tuple):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return not levels or any(_too_deep(item, levels - 1) for item in items)
+
+
 def _explain(value: Any, path: str = "workspace", depth: int = 0) -> str | None:
     """Say what is wrong with the first value that cannot be stored, by its key path."""
-    if depth > 100:
-        return f"{path[:80]}… is nested too deeply, or contains itself"
+    if depth >= DEPTH and isinstance(value, dict | list | tuple):
+        return f"{path[:80]}… is nested too deeply, or contains itself (at most {DEPTH} levels)"
     if value is None or isinstance(value, bool | int):
         return None
     if isinstance(value, str):

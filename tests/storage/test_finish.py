@@ -1,0 +1,387 @@
+"""What becomes of outcomes: written where the fence holds, dropped and told where it does not, never lost."""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, connection, connections, transaction
+from django.utils import timezone
+
+from django_dbq import engine
+from django_dbq.models import Attempt, Job, Worker
+from django_dbq.outcomes import Decision
+from django_dbq.pipelines import Step
+from django_dbq.states import Event
+from django_dbq.storage import Execution, Queues, Storage
+from tests.outcomes import ENDED, STARTED, outcome
+from tests.process_jobs import database_session, until
+from tests.processes import kill_session
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def create(count: int, name: str = "steps") -> None:
+    for number in range(count):
+        Job.objects.create(name=name, workspace={"key": number})
+
+
+@pytest.fixture
+def claim(worker: Worker) -> Callable[..., list[Job]]:
+    def take(limit: int = 100, by: Worker = worker) -> list[Job]:
+        return engine.claim(by, Queues(), limit, timezone.now(), "default")
+
+    return take
+
+
+@pytest.fixture
+def finish(worker: Worker) -> Callable[..., list[Execution]]:
+    def write(*executions: Execution, by: Worker = worker) -> list[Execution]:
+        return engine.finish(by, executions, timezone.now(), "default")
+
+    return write
+
+
+Claim = Callable[..., list[Job]]
+Finish = Callable[..., list[Execution]]
+
+
+# -- outcomes --
+
+
+def test_what_is_written(claim: Claim, finish: Finish) -> None:
+    create(3)
+    goes_on, fails, ends = claim()
+    ends.next_task, ends.step = "tests.process_jobs.third", 2
+    goes_on.workspace["key"] = "not written unless the execution says so"
+    error = ValueError("no")
+    executions = [
+        outcome(goes_on),
+        outcome(fails, error, workspace='{"half": "done"}'),
+        outcome(ends, workspace='{"all": "done"}'),
+    ]
+    before = timezone.now()
+    assert finish(*executions) == executions
+    rows = [Job.objects.get(pk=job.pk) for job in (goes_on, fails, ends)]
+    assert [(r.state, r.next_task, r.step, r.finished, r.workspace) for r in rows] == [
+        ("READY", "tests.process_jobs.second", 1, None, {"key": 0}),
+        ("FAILED", "tests.process_jobs.first", 0, ENDED, {"half": "done"}),
+        ("COMPLETE", "", 2, ENDED, {"all": "done"}),
+    ]
+    assert all(before <= row.modified <= timezone.now() for row in rows)
+    for instance, row in zip((goes_on, fails, ends), rows, strict=True):
+        for field in ("state", "next_task", "step", "finished", "modified"):
+            assert getattr(instance, field) == getattr(row, field), field
+
+
+def test_a_stopping_job_is_finished_like_any_other(claim: Claim, finish: Finish) -> None:
+    create(2)
+    jobs = claim()
+    Job.objects.update(state="STOPPING")
+    executions = [outcome(jobs[0]), outcome(jobs[1], ValueError("no"))]
+    assert finish(*executions) == executions
+    assert sorted(Job.objects.values_list("state", flat=True)) == ["FAILED", "READY"]
+
+
+def test_one_attempt_for_each_execution(
+    claim: Claim, finish: Finish, worker: Worker, other_worker: Worker
+) -> None:
+    create(1)
+    (job,) = claim()
+    finish(outcome(job))
+    (job,) = claim(by=other_worker)
+    finish(outcome(job, ValueError("no")), by=other_worker)
+    Job.objects.update(state="READY")  # as people do to run it once more
+    for path in ("second", "third"):
+        (job,) = claim()
+        assert job.next_task == f"tests.process_jobs.{path}"
+        finish(outcome(job))
+    assert claim() == []
+    job.refresh_from_db()
+    assert (job.state, job.attempt) == ("COMPLETE", 4)
+    values = ("number", "step", "task", "outcome", "worker", "started", "finished", "error")
+    assert list(job.attempts.order_by("pk").values_list(*values)) == [
+        (1, 0, "tests.process_jobs.first", "succeeded", "ours", STARTED, ENDED, ""),
+        (2, 1, "tests.process_jobs.second", "failed", "another's", STARTED, ENDED,
+         "the report of ValueError('no')"),
+        (3, 1, "tests.process_jobs.second", "succeeded", "ours", STARTED, ENDED, ""),
+        (4, 2, "tests.process_jobs.third", "succeeded", "ours", STARTED, ENDED, ""),
+    ]  # fmt: skip
+
+
+# -- the fence --
+
+
+def reset(state: str) -> Callable[[Job, Worker], object]:
+    return lambda job, other: Job.objects.filter(pk=job.pk).update(state=state)
+
+
+def rescued(job: Job, other: Worker) -> None:
+    Job.objects.filter(pk=job.pk).update(state="READY")
+    (again,) = engine.claim(other, Queues(), 1, timezone.now(), "default")
+    assert again.pk == job.pk
+
+
+def claimed_again(job: Job, other: Worker) -> None:
+    """By the very worker whose outcome is late."""
+    Job.objects.filter(pk=job.pk).update(state="READY")
+    ours = Worker.objects.get(pk=job.worker_id)
+    (again,) = engine.claim(ours, Queues(), 1, timezone.now(), "default")
+    assert (again.pk, again.attempt) == (job.pk, job.attempt + 1)
+
+
+def rescued_and_done(job: Job, other: Worker) -> None:
+    rescued(job, other)
+    (again,) = Job.objects.filter(pk=job.pk)
+    engine.finish(other, [outcome(again)], timezone.now(), "default")
+
+
+def deleted(job: Job, other: Worker) -> None:
+    Job.objects.filter(pk=job.pk).delete()
+
+
+def saved_from_elsewhere(job: Job, other: Worker) -> None:
+    """An instance that was read before the claim is saved after it: everything is as it was, the fence included."""
+    job = Job.objects.get(pk=job.pk)
+    job.state, job.attempt, job.worker_id = "NEW", 0, None
+    job.save()
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        pytest.param(reset(state), id=f"set to {state}")
+        for state in ("NEW", "READY", "PAUSED", "CANCELLED", "WAITING", "COMPLETE", "FAILED")
+    ]
+    + [
+        pytest.param(function, id=function.__name__.replace("_", " "))
+        for function in (rescued, claimed_again, rescued_and_done, deleted, saved_from_elsewhere)
+    ],
+)
+@pytest.mark.parametrize("size", [3, 60])
+def test_a_late_outcome_is_dropped_and_told(
+    claim: Claim,
+    finish: Finish,
+    other_worker: Worker,
+    caplog: pytest.LogCaptureFixture,
+    meanwhile: Callable[[Job, Worker], object],
+    size: int,
+) -> None:
+    """In a small batch and in one that PostgreSQL plans in another way; the rest of the batch is written."""
+    create(size)
+    jobs = claim()
+    late = jobs.pop(1)
+    meanwhile(late, other_worker)
+    before = list(Job.objects.filter(pk=late.pk).values())
+    attempts = list(Attempt.objects.filter(job_id=late.pk).values())
+    outcomes = [outcome(job) for job in jobs]
+    with caplog.at_level(logging.WARNING, "django_dbq"):
+        written = finish(outcomes[0], outcome(late, workspace='{"late": 1}'), *outcomes[1:])
+    assert written == outcomes
+    assert list(Job.objects.filter(pk=late.pk).values()) == before
+    assert list(Attempt.objects.filter(job_id=late.pk).values()) == attempts
+    assert (
+        Job.objects.filter(state="READY", step=1, attempts__number=1).exclude(pk=late.pk).count()
+        == size - 1
+    )
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == (
+        f"Outcome dropped, the job is no longer this worker's: job={late.pk} name=steps "
+        f"attempt=1 worker=ours"
+    )
+
+
+def test_an_outcome_is_written_once(claim: Claim, finish: Finish) -> None:
+    create(1)
+    execution = outcome(claim()[0])
+    assert finish(execution) == [execution]
+    assert finish(execution) == []
+    assert Attempt.objects.count() == 1
+
+
+def test_the_rescue_that_commits_first_wins(
+    storage: Storage, claim: Claim, worker: Worker, other_worker: Worker
+) -> None:
+    """The outcome comes while the rescue's transaction is open: it waits, and then finds itself too late."""
+    if not connection.features.has_select_for_update_skip_locked:
+        pytest.skip("SQLite has one writer at a time: there is no such moment")
+    create(2)
+    lost, kept = claim()
+
+    def late() -> set[Any]:
+        try:
+            return storage.finish(worker, [outcome(lost), outcome(kept)], timezone.now())
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            Job.objects.filter(pk=lost.pk).update(worker=other_worker, attempt=2)
+            with connection.cursor() as cursor:
+                writing = pool.submit(late)
+                until_blocked(cursor)
+        assert writing.result(30) == {kept.pk}
+    lost.refresh_from_db()
+    assert (lost.state, lost.worker, lost.attempts.count()) == ("PROCESSING", other_worker, 0)
+
+
+def until_blocked(cursor: Any) -> None:
+    """Wait until another session waits for what this one has locked."""
+    waiting = {
+        "postgresql": "SELECT count(*) FROM pg_locks"
+        " WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))",
+        # The table of transactions is not renewed for those who ask often.
+        "mysql": "SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'",
+    }[connection.vendor]
+
+    def found() -> bool:
+        cursor.execute(waiting)
+        return int(cursor.fetchone()[-1]) > 0
+
+    until(found, "a session that waits for a lock")
+
+
+# -- what the database refuses --
+
+
+def nonsense_state(execution: Execution) -> None:
+    execution.decision = Decision(Event.LAST_STEP_DONE, "NONSENSE", None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [1, 3, 60])
+def test_a_refused_outcome_fails_its_job_and_no_other(
+    claim: Claim, finish: Finish, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    create(size)
+    jobs = claim()
+    outcomes = [outcome(job, workspace='{"new": 1}') for job in jobs]
+    bad = outcomes[size // 2]
+    nonsense_state(bad)
+    with caplog.at_level(logging.ERROR, "django_dbq"):
+        assert finish(*outcomes) == outcomes
+    job = Job.objects.get(pk=bad.job.pk)
+    assert (job.state, job.step, job.workspace) == ("FAILED", 0, {"key": size // 2})
+    assert job.finished is not None
+    attempt = job.attempts.get()
+    assert attempt.outcome == "failed"
+    assert attempt.error.startswith("The database refused the outcome of this step: IntegrityError")
+    assert "dbq_job_state" in attempt.error
+    good = Job.objects.filter(state="READY", workspace={"new": 1}, attempts__outcome="succeeded")
+    assert good.count() == size - 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Outcome refused by the database: job={bad.job.pk}"
+    ]
+
+
+def test_a_workspace_that_the_database_refuses(claim: Claim, finish: Finish) -> None:
+    """Forced past the check that the runner makes."""
+    if connection.vendor != "postgresql":
+        pytest.skip("only PostgreSQL's jsonb refuses a NUL character")
+    create(3)
+    outcomes = [outcome(job) for job in claim()]
+    outcomes[1].workspace = '{"text": "\\u0000"}'
+    assert finish(*outcomes) == outcomes
+    job = Job.objects.get(pk=outcomes[1].job.pk)
+    assert (job.state, job.workspace) == ("FAILED", {"key": 1})
+    assert "DataError: unsupported Unicode escape sequence" in job.attempts.get().error
+    assert Job.objects.filter(state="READY").count() == 2
+
+
+def test_a_number_that_the_column_refuses(claim: Claim, finish: Finish) -> None:
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite takes an integer of any size in any column")
+    create(3)
+    outcomes = [outcome(job) for job in claim()]
+    outcomes[1].decision = Decision(
+        Event.STEP_DONE, Job.STATES.READY, Step(1_000_000, "tests.process_jobs.second")
+    )
+    assert finish(*outcomes) == outcomes
+    job = Job.objects.get(pk=outcomes[1].job.pk)
+    assert (job.state, job.step) == ("FAILED", 0)
+    assert "DataError" in job.attempts.get().error
+    assert Job.objects.filter(state="READY").count() == 2
+
+
+def test_a_refusal_leaves_the_callers_transaction_usable(claim: Claim, finish: Finish) -> None:
+    create(2)
+    outcomes = [outcome(job) for job in claim()]
+    nonsense_state(outcomes[0])
+    with transaction.atomic():
+        assert finish(*outcomes) == outcomes
+        Job.objects.create(name="quick")
+    states = Job.objects.order_by("state").values_list("state", flat=True)
+    assert list(states) == ["FAILED", "NEW", "READY"]
+
+
+def test_a_connection_that_dies_is_not_a_refusal(
+    claim: Claim, finish: Finish, worker: Worker
+) -> None:
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite has no server that could end a connection")
+    create(2)
+    outcomes = [outcome(job, workspace='{"new": 1}') for job in claim()]
+    session = database_session()
+
+    def kill() -> None:
+        kill_session(session)
+        connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(kill).result(30)
+    with pytest.raises(DatabaseError):
+        finish(*outcomes)
+    connection.close()
+    assert Attempt.objects.count() == 0
+    assert finish(*outcomes) == outcomes
+    assert Job.objects.filter(state="READY", workspace={"new": 1}).count() == 2
+    assert Attempt.objects.filter(outcome="succeeded").count() == 2
+
+
+# -- handing back --
+
+
+def test_handing_back_restores_the_job(claim: Claim, worker: Worker) -> None:
+    create(4)
+    Job.objects.filter(workspace__key__gte=2).update(state="READY", attempt=5)
+    jobs = claim()
+    assert engine.hand_back(worker, jobs, timezone.now(), "default") == 4
+    assert (
+        list(Job.objects.order_by("created").values_list("state", "attempt", "worker"))
+        == [("NEW", 0, None)] * 2 + [("READY", 5, None)] * 2
+    )
+    assert Attempt.objects.count() == 0
+    assert [job.pk for job in claim()] == [job.pk for job in jobs]
+
+
+def test_a_stopping_job_that_was_not_started_goes_back_too(claim: Claim, worker: Worker) -> None:
+    create(1)
+    jobs = claim()
+    Job.objects.update(state="STOPPING")
+    assert engine.hand_back(worker, jobs, timezone.now(), "default") == 1
+    assert Job.objects.get().state == "NEW"
+
+
+@pytest.mark.parametrize("meanwhile", [reset("PAUSED"), rescued, claimed_again, deleted])
+def test_what_is_no_longer_ours_is_not_handed_back(
+    claim: Claim, worker: Worker, other_worker: Worker, meanwhile: Callable[[Job, Worker], object]
+) -> None:
+    create(3)
+    jobs = claim()
+    meanwhile(jobs[1], other_worker)
+    before = list(Job.objects.filter(pk=jobs[1].pk).values())
+    assert engine.hand_back(worker, jobs, timezone.now(), "default") == 2
+    assert list(Job.objects.filter(pk=jobs[1].pk).values()) == before
+    assert Job.objects.filter(state="NEW", worker=None, attempt=0).count() == 2
+
+
+def test_an_outcome_after_the_hand_back_is_too_late(
+    claim: Claim, finish: Finish, worker: Worker
+) -> None:
+    create(1)
+    jobs = claim()
+    execution = outcome(jobs[0])
+    engine.hand_back(worker, jobs, timezone.now(), "default")
+    assert finish(execution) == []
+    (again,) = claim()
+    assert again.attempt == 1

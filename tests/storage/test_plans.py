@@ -1,0 +1,312 @@
+"""How the databases carry out our statements: what they cost must not grow with jobs that they do not concern.
+
+In a table that has been in use for a while and looks far ahead, with good statistics and with some that were taken
+when it was empty: that is how a table stands which has filled up a minute ago.
+"""
+
+import datetime
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.utils import timezone
+
+from django_dbq import conf
+from django_dbq.models import Job, Worker
+from django_dbq.storage import Position, Queues, Storage
+from tests.outcomes import outcome
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+FINISHED, FUTURE, READY = 200_000, 20_000, 1_000
+QUEUES = [f"queue {n}" for n in range(10)]  # hold the ready jobs, in equal parts
+NOW = timezone.now()
+HOUR = datetime.timedelta(hours=1)
+PRIMARY_KEY = "django_dbq_job_pkey"
+
+
+# -- the table --
+
+
+@pytest.fixture(params=["empty", "young", "full"])
+def statistics(request: pytest.FixtureRequest, transactional_db: None) -> Iterator[str]:
+    """A full table whose statistics were taken when it was as the parameter says: young is with ready jobs only."""
+    if connection.vendor == "mysql":
+        pytest.skip("MySQL and MariaDB take statistics when they like: no plan can be relied on")
+    postgresql = connection.vendor == "postgresql"
+    keep = "ALTER TABLE django_dbq_job SET (autovacuum_enabled = {})"
+    with connection.cursor() as cursor:
+        if postgresql:
+            cursor.execute(keep.format("false"))
+            # To analyse an empty table leaves the statistics of the test before.
+            cursor.execute("DELETE FROM pg_statistic WHERE starelid = 'django_dbq_job'::regclass")
+        cursor.execute("ANALYZE")
+        fill(cursor, READY, "NEW", due=True, run_after=None)
+        if request.param == "young":
+            cursor.execute("ANALYZE")
+        fill(cursor, FUTURE, "NEW", due=False, run_after=NOW + HOUR)
+        fill(cursor, FINISHED, "COMPLETE", due=True, run_after=None)
+        if request.param == "full":
+            cursor.execute("ANALYZE")
+        yield request.param
+        if postgresql:
+            cursor.execute(keep.format("true"))
+
+
+def fill(
+    cursor: Any, count: int, state: str, *, due: bool, run_after: datetime.datetime | None
+) -> None:
+    """Insert so many rows without fetching them first; the ready ones are spread over `QUEUES`."""
+    if connection.vendor == "postgresql":
+        key, numbers = "gen_random_uuid()", "generate_series(1, %s) AS numbers(n)"
+    else:
+        key = "lower(hex(randomblob(16)))"
+        count_up = "SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < %s"
+        numbers = f"(WITH RECURSIVE numbers(n) AS ({count_up}) SELECT n FROM numbers)"
+    time = connection.ops.adapt_datetimefield_value
+    created = {"COMPLETE": NOW - 2 * HOUR, "NEW": NOW - HOUR if due else NOW - HOUR / 2}[state]
+    if connection.vendor == "postgresql":
+        created_at = "%s::timestamptz + n * interval '1 microsecond'"
+    else:
+        created_at = "strftime('%%Y-%%m-%%d %%H:%%M:%%f', %s, (n / 1000.0) || ' seconds')"
+    queue = "'queue ' || (n %% 10)" if state == "NEW" and due else "'default'"
+    cursor.execute(
+        "INSERT INTO django_dbq_job (id, created, modified, name, state, next_task, workspace, queue_name,"
+        " priority, run_after, due, step, attempt)"
+        f" SELECT {key}, {created_at}, %s, 'quick', %s, 'tests.process_jobs.quick', '{{}}', {queue},"
+        f" n %% 3, %s, %s, 0, 0 FROM {numbers}",
+        [time(created), time(NOW), state, run_after and time(run_after), due, count],
+    )
+
+
+# -- the plans --
+
+
+class Plan:
+    """The plan of one statement on PostgreSQL with what happened when it was carried out."""
+
+    def __init__(self, sql: str, root: dict[str, Any]) -> None:
+        self.sql = sql
+        self.nodes = list(self._flat(root))
+        self.reading = [n for n in self.nodes if n["Node Type"].endswith("Scan") and _source(n)]
+
+    def _flat(self, node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield node
+        for child in node.get("Plans", ()):
+            yield from self._flat(child)
+
+    @property
+    def sources(self) -> set[str]:
+        """What is read: names of indexes, and of tables that are read from end to end."""
+        return {_source(node) for node in self.reading}
+
+    @property
+    def read(self) -> int:
+        """How many rows were read there, those that were then thrown away included."""
+        return round(
+            sum(
+                node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+                for node in self.reading
+            )
+        )
+
+    @property
+    def sorts(self) -> bool:
+        return any("Sort" in node["Node Type"] for node in self.nodes)
+
+
+def _source(node: dict[str, Any]) -> str:
+    if node["Node Type"] == "Bitmap Heap Scan":
+        return ""  # only fetches what the index scans below it have found
+    return node.get("Index Name") or node.get("Relation Name") or ""
+
+
+@contextmanager
+def plans() -> Iterator[list[Plan]]:
+    """Collect the plan of every statement on jobs that is sent within.
+
+    Each is carried out under EXPLAIN on the same connection just before it is sent, and rolled back: a SET LOCAL that
+    went before it holds for both.
+    """
+    found: list[Plan] = []
+    explaining = False
+
+    def explain(execute: Callable[..., Any], sql: str, params: Any, *rest: Any) -> Any:
+        nonlocal explaining
+        if not explaining and "django_dbq_job" in sql:
+            explaining = True
+            try:
+                with transaction.atomic(), connection.cursor() as cursor:
+                    cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", params)
+                    (answer,) = cursor.fetchone()
+                    answer = json.loads(answer) if isinstance(answer, str) else answer
+                    found.append(Plan(sql, answer[0]["Plan"]))
+                    transaction.set_rollback(True)
+            finally:
+                explaining = False
+        return execute(sql, params, *rest)
+
+    with connection.execute_wrapper(explain):
+        yield found
+
+
+# -- the tests: filling the table is most of the work, so all look at one --
+
+
+def test_plans_on_postgresql(
+    statistics: str, storage: Storage, worker: Worker, subtests: Any
+) -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("about PostgreSQL's plans")
+    for limit in (1, 10, 300):
+        for served in (
+            Queues(("queue 1",)),
+            Queues(("queue 1", "queue 2")),
+            Queues(("queue 1",), exclude=True),
+        ):
+            with subtests.test("claim", queues=str(served), limit=limit):
+                a_claim_reads_what_it_takes(storage, worker, served, limit)
+        with subtests.test("claim from a position", limit=limit):
+            a_claim_starts_at_its_position(storage, worker, limit, statistics)
+        with subtests.test("finish", count=limit):
+            a_finish_looks_its_jobs_up(storage, worker, limit)
+    with subtests.test("hand back"):
+        handing_back_looks_its_jobs_up(storage, worker)
+    with subtests.test("next due"):
+        the_next_due_job_stands_first(storage, statistics)
+    with subtests.test("stage, nothing due"):
+        staging_costs_next_to_nothing_while_nothing_is_due(storage)
+    with subtests.test("stage"):
+        staging_reads_the_head_of_the_future(storage, statistics)
+
+
+def a_claim_reads_what_it_takes(
+    storage: Storage, worker: Worker, served: Queues, limit: int
+) -> None:
+    with plans() as found:
+        jobs = storage.claim(worker.pk, served, limit, NOW, conf.configuration().known_steps)
+    storage.hand_back(worker.pk, jobs, NOW)
+    names, plan = found[:-1], found[-1]
+    count = len(QUEUES) - 1 if served.exclude else len(served.names)
+    head = min(limit, READY // len(QUEUES))  # looked at in each queue
+    assert len(jobs) == min(limit, READY // len(QUEUES) * count)
+    assert plan.sources == {"dbq_job_claim", PRIMARY_KEY}
+    assert plan.read <= head * count + len(jobs)
+    assert count > 1 or not plan.sorts
+    if served.exclude:
+        assert names[0].sources == {"dbq_job_claim"}
+        assert names[0].read <= len(QUEUES) + 1
+
+
+def a_claim_starts_at_its_position(
+    storage: Storage, worker: Worker, limit: int, statistics: str
+) -> None:
+    served, known = Queues(("queue 1", "queue 2")), conf.configuration().known_steps
+    position = Position()
+    first = storage.claim(worker.pk, served, 1, NOW, known)
+    storage.hand_back(worker.pk, first, NOW)
+    position.remember(first)
+    with plans() as found:
+        jobs = storage.claim(worker.pk, served, limit, NOW, known, None, position)
+    storage.hand_back(worker.pk, jobs, NOW)
+    (plan,) = found
+    assert jobs
+    # Where all that was known were ready jobs, the index on created is as good a way: what counts is where it starts.
+    (way,) = plan.sources - {PRIMARY_KEY}
+    assert way in {"dbq_job_claim", "django_dbq_job_created_b4866f59"}
+    assert way == "dbq_job_claim" or statistics == "young"
+    (scan,) = (node for node in plan.reading if _source(node) == way)
+    assert "created >=" in scan["Index Cond"]
+    assert statistics == "young" or plan.read <= READY // len(QUEUES) + limit, "more than there is"
+
+
+def a_finish_looks_its_jobs_up(storage: Storage, worker: Worker, count: int) -> None:
+    known = conf.configuration().known_steps
+    jobs = storage.claim(worker.pk, Queues(tuple(QUEUES)), count, NOW, known)
+    with plans() as found:
+        written = storage.finish(worker, [outcome(job) for job in jobs], NOW)
+    Job.objects.filter(pk__in=written).update(
+        state="NEW", attempt=0, worker=None, next_task="tests.process_jobs.quick"
+    )
+    assert len(written) == count
+    (plan,) = found
+    assert plan.sources == {PRIMARY_KEY}
+    assert plan.read == count
+
+
+def handing_back_looks_its_jobs_up(storage: Storage, worker: Worker) -> None:
+    known = conf.configuration().known_steps
+    jobs = storage.claim(worker.pk, Queues(tuple(QUEUES)), 100, NOW, known)
+    with plans() as found:
+        assert storage.hand_back(worker.pk, jobs, NOW) == 100
+    assert set.union(*(plan.sources for plan in found)) == {PRIMARY_KEY}
+
+
+def the_next_due_job_stands_first(storage: Storage, statistics: str) -> None:
+    with plans() as found:
+        assert storage.next_due(Queues(), NOW) == NOW + HOUR
+    (plan,) = found
+    assert plan.sources == {"dbq_job_future"}
+    # Without any statistics PostgreSQL takes a few rows for granted and sorts them: only an idle worker asks this.
+    assert statistics == "empty" or plan.read <= 2
+
+
+def staging_costs_next_to_nothing_while_nothing_is_due(storage: Storage) -> None:
+    """Every worker asks this every second."""
+    with plans() as found:
+        assert storage.stage_due(NOW) == 0
+    for plan in found:
+        assert plan.sources == {"dbq_job_future"}, plan.sql
+        assert plan.read <= 1, plan.sql
+
+
+def staging_reads_the_head_of_the_future(storage: Storage, statistics: str) -> None:
+    with plans() as found:
+        count = storage.stage_due(NOW + HOUR)
+    assert 0 < count < FUTURE
+    *looks, marks = found
+    for plan in looks:
+        assert plan.sources == {"dbq_job_future"}, plan.sql
+        assert statistics == "empty" or plan.read <= count, plan.sql
+    assert marks.sources == {PRIMARY_KEY}
+
+
+@pytest.mark.usefixtures("statistics")
+def test_plans_on_sqlite(storage: Storage, worker: Worker, subtests: Any) -> None:
+    if connection.vendor != "sqlite":
+        pytest.skip("about SQLite's plans")
+    found: list[str] = []
+
+    def explain(execute: Any, sql: str, params: Any, *rest: Any) -> Any:
+        if sql.startswith(("SELECT", "UPDATE")) and "django_dbq_job" in sql:
+            with connection.cursor() as cursor:  # the driver's own: Django's would explain again
+                plan = cursor.cursor.execute(f"EXPLAIN QUERY PLAN {sql}", params)
+                found.extend(row[-1] for row in plan)
+        return execute(sql, params, *rest)
+
+    known = conf.configuration().known_steps
+    by_key = "SEARCH django_dbq_job USING INDEX sqlite_autoindex_django_dbq_job_1 (id=?)"
+    by_time = "SEARCH django_dbq_job USING INDEX dbq_job_future"
+    with connection.execute_wrapper(explain):
+        with subtests.test("claim"):
+            jobs = storage.claim(worker.pk, Queues(("queue 1",)), 20, NOW, known)
+            assert len(jobs) == 20
+            assert found == [
+                "SEARCH django_dbq_job USING INDEX dbq_job_claim (queue_name=?)",
+                by_key,
+            ]
+        with subtests.test("finish"):
+            found.clear()
+            storage.finish(worker, [outcome(job) for job in jobs], NOW)
+            assert {line for line in found if "ORDER BY" not in line} == {by_key}
+        with subtests.test("stage"):
+            found.clear()
+            assert storage.stage_due(NOW) == 0
+            assert {line.partition(" (")[0] for line in found} == {by_time}
+        with subtests.test("next due"):
+            found.clear()
+            assert storage.next_due(Queues(), NOW) == NOW + HOUR
+            assert {line.partition(" (")[0] for line in found} == {by_time}

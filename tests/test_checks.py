@@ -1,0 +1,247 @@
+"""``manage.py check``: every mistake in the settings, by its id, its key path and a hint, before a worker starts."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.checks import Error, Tags, run_checks
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+from django.db import connections
+
+from django_dbq import checks
+from django_dbq.storage import storage_for
+
+ONE, TWO = "tests.jobs.one", "tests.jobs.two"
+
+
+def errors() -> list[Error]:
+    messages = run_checks(tags=["django_dbq"])
+    assert all(isinstance(message, Error) for message in messages)
+    return messages  # type: ignore[return-value]
+
+
+def test_good_settings_have_no_errors(settings: Any) -> None:
+    settings.DBQ = {"WAKEUP": "poll", "DEFAULTS": {"post_task_hook": "tests.jobs.post_task_hook"}}
+    settings.JOBS = {
+        "short": [ONE, {"task": TWO}],
+        "long": {
+            "tasks": [ONE, ONE],
+            "creation_hook": "tests.jobs.creation_hook",
+            "pre_task_hook": "tests.jobs.pre_task_hook",
+            "post_task_hook": "tests.jobs.post_task_hook",
+            "failure_hook": "tests.jobs.failure_hook",
+            "completion_hook": "tests.jobs.completion_hook",
+            "queue": "slow",
+            "priority": 1,
+            "description": "Everything there is",
+        },
+    }
+    assert errors() == []
+
+
+BAD: list[tuple[Any, str, str, str]] = [
+    # JOBS, id, the key path and what is said of it, a word of the hint
+    (None, "E001", "JOBS is ", "dict of jobs by name"),
+    ([ONE], "E001", "JOBS is a list", "dict of jobs by name"),
+    ({5: [ONE]}, "E001", "JOBS[5] is not a usable name", "1 to 200 characters"),
+    ({"": [ONE]}, "E001", "JOBS[''] is not a usable name", "1 to 200 characters"),
+    ({"x" * 201: [ONE]}, "E001", "is not a usable name", "1 to 200 characters"),
+    ({"feed": ONE}, "E002", "JOBS['feed'] is a str", "list of task paths"),
+    ({"feed": None}, "E002", "JOBS['feed'] is ", "list of task paths"),
+    ({"feed": []}, "E002", "JOBS['feed'][\"tasks\"] is empty", "at least one"),
+    ({"feed": {}}, "E002", "JOBS['feed'][\"tasks\"] is missing", "at least one"),
+    ({"feed": {"tasks": []}}, "E002", "JOBS['feed'][\"tasks\"] is empty", "at least one"),
+    ({"feed": {"tasks": ONE}}, "E002", "JOBS['feed'][\"tasks\"] is a str", "at least one"),
+    (
+        {"feed": {"tasks": [ONE], "falure_hook": ONE}},
+        "E003",
+        "JOBS['feed'][\"falure_hook\"] is an unknown option (did you mean 'failure_hook'?)",
+        "completion_hook",
+    ),
+    (
+        {"feed": [{"task": ONE, "nmae": "x"}]},
+        "E003",
+        "JOBS['feed'][\"tasks\"][0][\"nmae\"] is an unknown option (did you mean 'name'?)",
+        "renamed_from",
+    ),
+    ({"feed": {"tasks": [ONE], "priority": "high"}}, "E004", "[\"priority\"] is 'high'", "32767"),
+    ({"feed": ["not a path"]}, "E004", "JOBS['feed'][\"tasks\"][0] is 'not a path'", "dotted path"),
+    ({"feed": [ONE, 5]}, "E005", "JOBS['feed'][\"tasks\"][1] is a int", "wait_for"),
+    ({"feed": [{"sleep": 5, "task": ONE}]}, "E005", "has task and sleep", "exactly one"),
+    (
+        {"feed": [{"map": [ONE, TWO], "over": "cats"}]},
+        "E005",
+        'JOBS[\'feed\']["tasks"][0]["map"] is a group inside a map',
+        "one task path",
+    ),
+    (
+        {"feed": [[ONE, TWO]]},
+        "E006",
+        "JOBS['feed'][\"tasks\"][0] is a parallel group, which is not supported yet",
+        "one after the other",
+    ),
+    (
+        {"feed": {"tasks": [ONE], "retries": 3}},
+        "E006",
+        "JOBS['feed'][\"retries\"] is not supported yet",
+        "Remove it",
+    ),
+    (
+        {"feed": ["tests.jobs.nine"]},
+        "E009",
+        "JOBS['feed'][\"tasks\"][0] is 'tests.jobs.nine', which does not import (ImportError: ",
+        "package.module.function",
+    ),
+    ({"feed": ["no_such_module.x"]}, "E009", "No module named 'no_such_module'", "path"),
+    ({"feed": ["one"]}, "E009", "is 'one', which does not import", "package.module.function"),
+    (
+        {"feed": {"tasks": [ONE], "failure_hook": "tests.jobs.nine"}},
+        "E009",
+        "JOBS['feed'][\"failure_hook\"] is 'tests.jobs.nine'",
+        "package.module.function",
+    ),
+    (
+        {"feed": ["tests.jobs.not_callable"]},
+        "E010",
+        "JOBS['feed'][\"tasks\"][0] is 'tests.jobs.not_callable', which is not callable",
+        "not_callable(job)",
+    ),
+    ({"feed": ["tests.jobs.asynchronous"]}, "E010", "an async function", "plain function"),
+    (
+        {"feed": ["tests.jobs.takes_nothing"]},
+        "E010",
+        "which does not take these arguments (too many positional arguments)",
+        "takes_nothing(job)",
+    ),
+    ({"feed": ["tests.jobs.takes_two"]}, "E010", "(missing a required", "takes_two(job)"),
+    (
+        {"feed": {"tasks": [ONE], "failure_hook": ONE}},
+        "E010",
+        "JOBS['feed'][\"failure_hook\"] is 'tests.jobs.one', which does not take",
+        "one(job, exc)",
+    ),
+    (
+        {"feed": {"tasks": [ONE], "completion_hook": "tests.jobs.failure_hook"}},
+        "E010",
+        "JOBS['feed'][\"completion_hook\"] is 'tests.jobs.failure_hook', which does not take",
+        "failure_hook(job)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("jobs", "code", "text", "hint"), BAD)
+def test_mistakes_in_jobs(settings: Any, jobs: Any, code: str, text: str, hint: str) -> None:
+    settings.JOBS = jobs
+    (error,) = [e for e in errors() if text in e.msg]
+    assert error.id == f"django_dbq.{code}"
+    assert error.msg.startswith("JOBS")
+    assert error.hint is not None
+    assert hint in error.hint
+
+
+def test_no_mistake_is_told_twice(settings: Any) -> None:
+    for jobs, *_ in BAD:
+        settings.JOBS = jobs
+        messages = [error.msg for error in errors()]
+        assert len(messages) == len(set(messages))
+
+
+@pytest.mark.django_db  # newer versions of Django also ask the database
+def test_the_command_fails_for_a_mistake_and_shows_its_hint(settings: Any) -> None:
+    settings.JOBS = {"feed": [ONE]}
+    call_command("check")
+    settings.JOBS = {"feed": {"tasks": [ONE], "falure_hook": ONE}}
+    with pytest.raises(SystemCheckError, match=r"(?s)E003.*did you mean.*HINT: Known here: tasks"):
+        call_command("check")
+
+
+@pytest.mark.parametrize(
+    ("dbq", "code", "text"),
+    [
+        ({"WAKEUPS": "poll"}, "E007", 'DBQ["WAKEUPS"] is an unknown setting'),
+        ({"WAKEUP": 1}, "E008", 'DBQ["WAKEUP"] is 1'),
+        ({"RETENTION": {}}, "E006", 'DBQ["RETENTION"] is not supported yet'),
+        ({"DEFAULTS": {"atomic": True}}, "E006", 'DBQ["DEFAULTS"]["atomic"] is not supported'),
+        ({"DEFAULTS": {"colour": 1}}, "E003", 'DBQ["DEFAULTS"]["colour"] is an unknown option'),
+    ],
+)
+def test_mistakes_in_dbq(settings: Any, dbq: Any, code: str, text: str) -> None:
+    settings.JOBS = {"feed": [ONE]}
+    settings.DBQ = dbq
+    (error,) = errors()
+    assert error.id == f"django_dbq.{code}"
+    assert text in error.msg
+    assert error.hint
+
+
+def test_every_documented_id_stands_in_these_tables() -> None:
+    documented = set(re.findall(r"E\d{3}", checks.__doc__ or ""))
+    assert {code for _, code, _, _ in BAD} | {"E007", "E008", "E011"} == documented
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file of a module ``written_by_test``, not written yet."""
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "written_by_test.py"
+    sys.modules.pop("written_by_test", None)
+
+
+def test_user_code_that_raises_while_it_is_imported_is_a_mistake_like_any_other(
+    settings: Any, module: Path
+) -> None:
+    module.write_text("raise RuntimeError('no licence')\n")
+    settings.JOBS = {"feed": ["written_by_test.x"], "other": ["tests.jobs.nine"]}
+    first, second = errors()
+    assert "written_by_test.x', which does not import (RuntimeError: no licence)" in first.msg
+    assert "tests.jobs.nine" in second.msg
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "def x(job, more=None): ...",
+        "def x(*args): ...",
+        "class x:\n    def __init__(self, job): ...",
+        "from functools import partial\nx = partial(lambda a, job: None, 1)",
+        "x = id",
+    ],
+)
+def test_whatever_can_be_called_with_the_job_will_do(
+    settings: Any, module: Path, body: str
+) -> None:
+    module.write_text(body + "\n")
+    settings.JOBS = {"feed": ["written_by_test.x"]}
+    assert errors() == []
+
+
+def test_paths_of_invalid_entries_are_not_imported(settings: Any, module: Path) -> None:
+    module.write_text("raise RuntimeError('no licence')\n")
+    settings.JOBS = {"feed": {"tasks": ["written_by_test.x"], "colour": 1}}
+    assert [error.id for error in errors()] == ["django_dbq.E003"]
+
+
+# -- the database --
+
+
+def test_the_databases_of_the_suite_are_supported() -> None:
+    assert run_checks(tags=[Tags.database], databases=["default"]) == []
+
+
+def test_a_database_that_jobs_cannot_run_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections["default"], "vendor", "oracle")
+    storage_for.cache_clear()
+    try:
+        (error,) = checks.check_database(databases=["default"])
+        assert checks.check_database(databases=["other"]) == []
+        assert checks.check_database(databases=None) == []
+    finally:
+        storage_for.cache_clear()
+    assert error.id == "django_dbq.E011"
+    assert "'default' is oracle" in error.msg
+    assert error.hint is not None
+    assert "PostgreSQL" in error.hint

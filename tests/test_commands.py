@@ -1,0 +1,675 @@
+"""The commands: what they print, what they take and refuse, and which jobs they run."""
+
+import datetime
+import itertools
+import json
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.utils import timezone
+
+from django_dbq.management.commands import worker as worker_command
+from django_dbq.models import Attempt, Job, Worker
+from django_dbq.storage import Queues
+from django_dbq.wakeups import Wakeup
+from django_dbq.workers import worker as worker_module
+from tests.jobs import ran
+
+pytestmark = pytest.mark.django_db
+
+HOUR = datetime.timedelta(hours=1)
+
+
+@pytest.fixture(autouse=True)
+def jobs(settings: Any) -> None:
+    settings.JOBS = {
+        "feed": {"tasks": ["tests.jobs.one", "tests.jobs.two"], "description": "Feed the cats"},
+        "one": ["tests.jobs.one"],
+        "mail": {"tasks": ["tests.jobs.one"], "queue": "outbox", "priority": 5},
+        "fails": ["tests.jobs.fail"],
+        "everything": {
+            "tasks": ["tests.jobs.one", "tests.jobs.fail", "tests.jobs.one"],
+            "creation_hook": "tests.jobs.creation_hook",
+            "failure_hook": "tests.jobs.failure_hook",
+            "completion_hook": "tests.jobs.completion_hook",
+        },
+        "refused": {"tasks": ["tests.jobs.one"], "creation_hook": "tests.jobs.broken"},
+    }
+
+
+def run(command: str, *args: Any, **options: Any) -> str:
+    """What the command writes to its standard output; it writes nothing to the other."""
+    out, err = StringIO(), StringIO()
+    call_command(command, *args, stdout=out, stderr=err, **options)
+    assert err.getvalue() == ""
+    return out.getvalue()
+
+
+def create(*keys: str, name: str = "one", **fields: Any) -> None:
+    for key in keys:
+        Job.objects.create(name=name, workspace={"key": key}, **fields)
+
+
+def done() -> list[str]:
+    """The keys of the jobs, in the order in which their steps were run."""
+    attempts = Attempt.objects.order_by("id").select_related("job")
+    return [attempt.job.workspace["key"] for attempt in attempts]
+
+
+# -- worker: what it says --
+
+
+@pytest.mark.parametrize(
+    ("arguments", "queues"),
+    [
+        ([], 'queue "default"'),
+        (["mail"], 'queue "mail"'),
+        (["--queue", "mail"], 'queue "mail"'),
+        (["--queue", "a", "--queue", "b"], "queues a, b"),
+        (["a", "--queue", "b"], "queues a, b"),
+        (["--queue", "a", "--queue", "a"], 'queue "a"'),
+        (["--exclude_queue", "a"], "queues all but a"),
+        (["--exclude-queue", "a", "--exclude_queue", "b"], "queues all but a, b"),
+    ],
+)
+def test_worker_dry_run_says_which_queues_it_would_serve(arguments: list[str], queues: str) -> None:
+    create("a")
+    line = run("worker", *arguments, "--dry-run")
+    assert line == f"Starting job worker for {queues}\n"
+    assert not Worker.objects.exists()
+    assert done() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit"),
+    [
+        ([], ""),
+        (["--rate_limit"], " with rate limit of one job per 1 second(s)"),
+        (["--rate-limit"], " with rate limit of one job per 1 second(s)"),
+        (["--rate_limit", "2"], " with rate limit of one job per 2 second(s)"),
+        (["--rate_limit=0.25"], " with rate limit of one job per 0.25 second(s)"),
+        (["--rate_limit", "0"], ""),
+    ],
+)
+def test_worker_dry_run_says_its_rate_limit(arguments: list[str], limit: str) -> None:
+    line = run("worker", *arguments, "--dry-run")
+    assert line == f'Starting job worker for queue "default"{limit}\n'
+
+
+def test_worker_says_what_it_serves_and_a_worker_that_ends_is_quiet() -> None:
+    assert run("worker", max_jobs=1, dry_run=True) == 'Starting job worker for queue "default"\n'
+    create("a")
+    assert run("worker", max_jobs=1) == 'Starting job worker for queue "default"\n'
+    assert run("worker", until_done=True) == ""
+    assert run("worker", once=True) == ""
+    create("b")
+    assert run("worker", max_jobs=1, verbosity=0) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--once", "--until_done"], "not allowed with argument"),
+        (["--queue", "a", "--exclude_queue", "b"], "not allowed with argument"),
+        (["a", "--exclude_queue", "b"], "queues to serve or queues to exclude, not both"),
+        (["--rate_limit", "-1"], "0 or more"),
+        (["--rate_limit", "fast"], "rate_limit"),
+        (["--rate_limit", "nan"], "0 or more"),
+        (["--rate_limit", "inf"], "0 or more"),
+        (["--tick", "0"], "longer than 0"),
+        (["--tick", "-1"], "0 or more"),
+        (["--max_jobs", "0"], "1 or more"),
+        (["--max_jobs", "many"], "max_jobs"),
+        (["--reload", "sometimes"], "invalid choice"),
+        (["a", "b"], "unrecognized arguments"),
+    ],
+)
+def test_worker_refuses_what_makes_no_sense(arguments: list[str], message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        run("worker", *arguments, "--dry-run")
+
+
+def test_worker_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+
+    class Recorder:
+        def __init__(self, queues: Queues, **options: Any) -> None:
+            made.update(options, queues=queues)
+
+    monkeypatch.setattr(worker_command, "Worker", Recorder)
+    monkeypatch.setattr(worker_command.supervisor, "run", lambda worker: None)
+    arguments = ["--rate_limit", "3", "--tick", "0.5", "--max_jobs", "7", "--label", "w{pid}"]
+    run("worker", "--queue", "a", "--queue", "b", *arguments)
+    progress = made.pop("progress")
+    assert progress is None
+    assert made == {
+        "queues": Queues(("a", "b")),
+        "rate_limit": 3.0,
+        "tick": 0.5,
+        "max_jobs": 7,
+        "label": "w{pid}",
+        "once": False,
+        "until_done": False,
+        "using": "default",
+    }
+    run("worker", "--exclude_queue", "a", "--once")
+    assert (made["queues"], made["once"]) == (Queues(("a",), exclude=True), True)
+    assert (made["rate_limit"], made["tick"], made["max_jobs"]) == (0.0, 1.0, None)
+
+
+# -- worker: which jobs it runs --
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ["default"]),
+        (["a"], ["a"]),
+        (["--queue", "a", "--queue", "b"], ["a", "b"]),
+        (["b", "--queue", "default"], ["default", "b"]),
+        (["--exclude_queue", "a"], ["default", "b"]),
+        (["--exclude_queue", "a", "--exclude_queue", "default"], ["b"]),
+        (["nobody's"], []),
+        (["--exclude_queue", "nobody's"], ["default", "a", "b"]),
+    ],
+)
+def test_worker_serves_the_queues_it_is_given(arguments: list[str], expected: list[str]) -> None:
+    for queue in ("default", "a", "b"):
+        create(queue, queue_name=queue)
+    run("worker", *arguments, "--until_done")
+    assert done() == expected
+
+
+def test_worker_once_runs_one_step_of_each_job_that_is_ready() -> None:
+    create("a", "b", name="feed")
+    create("c")
+    create("later", run_after=timezone.now() + HOUR)
+    create("urgent", name="feed", priority=1)
+    run("worker", once=True)
+    assert done() == ["urgent", "a", "b", "c"]
+    run("worker", once=True)
+    assert done() == ["urgent", "a", "b", "c", "urgent", "a", "b"]
+    assert Job.objects.filter(state="COMPLETE").count() == 4
+
+
+def test_worker_once_leaves_what_its_tasks_create(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.jobs.one", lambda job: create("created meanwhile"))
+    create("a")
+    run("worker", once=True)
+    assert done() == ["a"]
+
+
+@pytest.mark.parametrize("option", ["once", "until_done"])
+def test_worker_runs_jobs_whose_time_came_while_no_worker_ran(option: str) -> None:
+    create("a", "b", run_after=timezone.now() + HOUR)
+    Job.objects.update(run_after=timezone.now() - HOUR, due=False)
+    run("worker", **{option: True})
+    assert done() == ["a", "b"]
+
+
+def test_worker_until_done_runs_every_step() -> None:
+    create("a", "b", name="feed")
+    create("c", name="fails")
+    run("worker", until_done=True)
+    assert sorted(done()) == ["a", "a", "b", "b", "c"]
+    assert Job.get_queue_depths() == {}
+
+
+def test_worker_until_done_also_runs_what_becomes_ready_while_it_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = timezone.now() + HOUR
+    times = itertools.count()
+
+    def clock() -> datetime.datetime:
+        return now + next(times) * datetime.timedelta(milliseconds=50)
+
+    create("due in 0.1 s", run_after=now + datetime.timedelta(seconds=0.1))
+    create("now")
+    worker = worker_module.Worker(Queues(), until_done=True, clock=clock)
+    worker.run()
+    assert clock() > now + datetime.timedelta(seconds=0.1)
+    assert done() == ["now", "due in 0.1 s"]
+
+
+@pytest.mark.parametrize("most", [1, 3, 4, 100])
+def test_worker_ends_after_max_jobs(most: int) -> None:
+    create("a", "b", name="feed")
+    run("worker", "--until_done", "--max_jobs", str(most))
+    assert Attempt.objects.count() == min(most, 4)
+    assert not Job.objects.filter(state="PROCESSING").exists()
+
+
+def test_worker_keeps_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the starts of two tasks lie so many seconds; it waits for them on its bell."""
+    clock = [100.0]
+    starts = []
+
+    def wait(self: Wakeup, seconds: float) -> bool:
+        clock[0] += seconds
+        return False
+
+    monkeypatch.setattr(Wakeup, "wait", wait)
+    monkeypatch.setattr(worker_module.time, "monotonic", lambda: clock[0])
+
+    def task(job: Job) -> None:
+        starts.append(clock[0])
+        clock[0] += 1.5
+
+    monkeypatch.setattr("tests.jobs.one", task)
+    create("a", "b", "c")
+    run("worker", "--rate_limit", "2", "--max_jobs", "3")
+    assert starts == [100.0, 102.0, 104.0]
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("", f"{socket.gethostname()}:{os.getpid()}"),
+        ("mine", "mine"),
+        ("w-{pid}-{pid}", f"w-{os.getpid()}-{os.getpid()}"),
+    ],
+)
+def test_worker_has_a_row_with_its_label(label: str, expected: str) -> None:
+    create("a", queue_name="x")
+    run("worker", "--queue", "x", "--queue", "y", "--label", label, "--until_done")
+    worker = Worker.objects.get()
+    assert (worker.label, worker.hostname, worker.pid, worker.queues) == (
+        expected,
+        socket.gethostname(),
+        os.getpid(),
+        "x, y",
+    )
+    assert worker.stopped is not None
+    assert Attempt.objects.get().worker == expected
+    assert Job.objects.get().worker == worker
+
+
+def test_worker_logs_its_start_its_steps_and_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "django_dbq")
+    create("a", name="feed")
+    job = Job.objects.get()
+    run("worker", "--until_done", "--label", "w")
+    started, first, second, stopped = [record.getMessage() for record in caplog.records]
+    assert started == "Worker started: worker=w queues=default"
+    assert first == (
+        f"Step succeeded: name=feed queue=default job={job.pk} task=tests.jobs.one attempt=1 "
+        "state=READY"
+    )
+    assert second.endswith("task=tests.jobs.two attempt=2 state=COMPLETE")
+    assert stopped == "Worker stopped: worker=w tasks=2"
+
+
+def test_worker_can_be_called_where_debug_is_on(settings: Any) -> None:
+    """A worker that is called does not start the program over to reload it."""
+    settings.DEBUG = True
+    create("a")
+    run("worker", max_jobs=1)
+    assert done() == ["a"]
+
+
+# -- worker: the progress bar --
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def on_terminal(*arguments: str, force_color: bool = False, **options: Any) -> str:
+    """What the worker writes to a terminal's standard error."""
+    terminal = Terminal()
+    command = worker_command.Command(stdout=Terminal(), stderr=terminal, force_color=force_color)
+    call_command(command, *arguments, **options)
+    return terminal.getvalue()
+
+
+def test_until_done_shows_its_progress_on_a_terminal() -> None:
+    create("a", "b", "c", "d")
+    create("elsewhere", queue_name="other")
+    create("later", run_after=timezone.now() + HOUR)
+    text = on_terminal("--until_done")
+    frames = text.split("\r")[1:]
+    assert [frame.strip() for frame in frames] == [
+        "███████░░░░░░░░░░░░░░░░░░░░░░░ 1 tasks run, 4 jobs were ready",
+        "███████████████░░░░░░░░░░░░░░░ 2 tasks run, 4 jobs were ready",
+        "██████████████████████░░░░░░░░ 3 tasks run, 4 jobs were ready",
+        "██████████████████████████████ 4 tasks run, 4 jobs were ready",
+    ]
+    assert text.endswith("\n")
+    assert text.count("\n") == 1
+
+
+def test_the_bar_does_not_overflow() -> None:
+    create("a", name="feed")
+    frames = on_terminal("--until_done").split("\r")[1:]
+    assert [frame.count("█") + frame.count("░") for frame in frames] == [30, 30]
+
+
+def test_the_bar_is_not_an_error() -> None:
+    """Django writes to standard error in red where there are colours."""
+    create("a")
+    text = on_terminal("--until_done", force_color=True)
+    assert "█" in text
+    assert "\x1b[" not in text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"until_done": True, "verbosity": 0},
+        {"once": True},
+        {"max_jobs": 1},
+        {"until_done": True, "queue": ["empty"]},
+    ],
+    ids=repr,
+)
+def test_there_is_no_bar(options: dict[str, Any]) -> None:
+    create("a")
+    assert on_terminal(**options) == ""
+
+
+def test_until_done_is_quiet_where_there_is_no_terminal() -> None:
+    create("a", "b")
+    assert run("worker", until_done=True) == ""  # which looks at both outputs
+    assert done() == ["a", "b"]
+
+
+# -- queue_depth --
+
+
+@pytest.fixture
+def waiting() -> None:
+    create("a", "b")
+    create("later", run_after=timezone.now() + HOUR)
+    create("x", queue_name="other")
+
+
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "event=queue_depths default=3"),
+        (["other"], "event=queue_depths other=1"),
+        (["default", "other", "nobody's"], "event=queue_depths default=3 other=1 nobody's=0"),
+        (["--exclude_future_jobs"], "event=queue_depths default=2"),
+        (["--exclude-future-jobs"], "event=queue_depths default=2"),
+        (["default", "other", "--exclude_future_jobs"], "event=queue_depths default=2 other=1"),
+        (["--exclude_future_jobs", "True"], "event=queue_depths default=2"),
+        (["--exclude_future_jobs=no"], "event=queue_depths default=3"),
+        (["--exclude_future_jobs=False", "other"], "event=queue_depths other=1"),
+    ],
+)
+def test_queue_depth(arguments: list[str], line: str) -> None:
+    assert run("queue_depth", *arguments) == line + "\n"
+
+
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize(
+    ("arguments", "counts"),
+    [
+        (["--exclude_future_jobs", "other"], {"other=1"}),
+        (["--exclude_future_jobs", "default", "other"], {"default=2", "other=1"}),
+        (["default", "--exclude_future_jobs", "other"], {"default=2", "other=1"}),
+    ],
+)
+def test_queue_depth_counts_the_queues_behind_its_flag(
+    arguments: list[str], counts: set[str]
+) -> None:
+    """django-db-queue's flag needed a value; a queue that stands there must not be taken for one."""
+    event, *counted = run("queue_depth", *arguments).split()
+    assert event == "event=queue_depths"
+    assert set(counted) == counts
+
+
+# -- delete_old_jobs --
+
+
+def test_delete_old_jobs() -> None:
+    create("old", "older", "young", "waiting")
+    Job.objects.exclude(workspace__key="waiting").update(state="COMPLETE")
+    long_ago = timezone.now() - 25 * HOUR
+    Job.objects.filter(workspace__key__in=["older", "waiting"]).update(created=long_ago)
+    Job.objects.filter(workspace__key="old").update(created=timezone.now() - 2 * HOUR)
+    assert run("delete_old_jobs") == "Deleted old jobs: 1\n"
+    assert run("delete_old_jobs", "--hours", "1.5") == "Deleted old jobs: 1\n"
+    assert run("delete_old_jobs", verbosity=0) == ""
+    keys = Job.objects.order_by("created").values_list("workspace__key", flat=True)
+    assert list(keys) == ["waiting", "young"]
+
+
+def test_delete_old_jobs_of_any_age() -> None:
+    create("a")
+    Job.objects.update(state="FAILED")
+    assert run("delete_old_jobs", "--hours", "0") == "Deleted old jobs: 1\n"
+
+
+@pytest.mark.parametrize("hours", ["-1", "nan", "inf", "soon"])
+def test_delete_old_jobs_refuses_an_age_that_is_none(hours: str) -> None:
+    with pytest.raises(CommandError, match="hours"):
+        run("delete_old_jobs", "--hours", hours)
+
+
+# -- create_job --
+
+
+def test_create_job_prints_the_id() -> None:
+    line = run("create_job", "mail")
+    job = Job.objects.get()
+    assert uuid.UUID(line.strip()) == job.pk
+    assert (job.name, job.workspace, job.queue_name, job.priority) == ("mail", {}, "outbox", 5)
+
+
+def test_create_job_takes_everything_that_create_takes() -> None:
+    workspace = {"url": "https://example.org/?a=1", "n": [1, None]}
+    arguments = ["--queue", "default", "--priority", "-2", "--run_after", "2030-01-31T08:00:00Z"]
+    run("create_job", "mail", "--workspace", json.dumps(workspace), *arguments)
+    job = Job.objects.get()
+    assert (job.workspace, job.queue_name, job.priority) == (workspace, "default", -2)
+    assert job.run_after == datetime.datetime(2030, 1, 31, 8, tzinfo=datetime.UTC)
+    assert not job.due
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2030-01-31T08:00:00+02:00", datetime.datetime(2030, 1, 31, 6, tzinfo=datetime.UTC)),
+        ("2030-01-31 08:00", datetime.datetime(2030, 1, 31, 7, tzinfo=datetime.UTC)),
+        ("2030-07-31T08:00", datetime.datetime(2030, 7, 31, 6, tzinfo=datetime.UTC)),
+        ("2030-07-31", datetime.datetime(2030, 7, 30, 22, tzinfo=datetime.UTC)),
+    ],
+)
+def test_create_job_takes_times_in_the_projects_zone(
+    settings: Any, text: str, expected: datetime.datetime
+) -> None:
+    settings.TIME_ZONE = "Europe/Vienna"
+    run("create_job", "one", "--run-after", text)
+    assert Job.objects.get().run_after == expected
+
+
+def test_create_job_without_time_zones(settings: Any) -> None:
+    settings.USE_TZ, settings.TIME_ZONE = False, "Europe/Vienna"
+    run("create_job", "one", "--run_after", "2030-01-31T08:00:00Z")
+    assert Job.objects.get().run_after == datetime.datetime.fromisoformat("2030-01-31T09:00:00")
+
+
+def test_create_job_lists_the_names_without_one() -> None:
+    assert run("create_job").splitlines() == [
+        "feed  Feed the cats",
+        "one",
+        "mail",
+        "fails",
+        "everything",
+        "refused",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fed"], r"no job named 'fed' \(did you mean 'feed'\?\)\. It knows: .*'mail'"),
+        (["one", "--workspace", "{"], "--workspace is not JSON"),
+        (["one", "--workspace", "[1]"], "--workspace must be a JSON object"),
+        (["one", "--workspace", '{"x": NaN}'], r"workspace\['x'\] is nan"),
+        (["one", "--workspace", '{"x": "\\u0000"}'], "NUL"),
+        (["one", "--workspace", '{"x": "\\ud800"}'], "surrogate"),
+        (["one", "--run_after", "tomorrow"], "--run_after is not an ISO 8601 time"),
+        (["one", "--run_after", "2030-02-31T08:00:00Z"], "--run_after"),
+        (["one", "--priority", "high"], "invalid int value"),
+        (["one", "--priority", "99999"], "priority"),
+        (["one", "--queue", "q" * 64], "queue"),
+        (["one", "--queue", ""], "queue"),
+    ],
+)
+def test_create_job_refuses_what_cannot_be(arguments: list[str], message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        run("create_job", *arguments)
+    assert not Job.objects.exists()
+
+
+# -- job_graph --
+
+DOT = """\
+digraph pipeline {
+	fontname=Helvetica label=everything labelloc=t rankdir=LR
+	node [fontname=Helvetica shape=box style=rounded]
+	edge [fontname=Helvetica fontsize=10]
+	start [label="" shape=circle width=0.2]
+	step0 [label=one tooltip="tests.jobs.one"]
+	step1 [label=fail tooltip="tests.jobs.fail"]
+	step2 [label=one tooltip="tests.jobs.one"]
+	complete [label=COMPLETE fillcolor="#d9f2d9" style="rounded,filled"]
+	failed [label=FAILED fillcolor="#f8d7d7" style="rounded,filled"]
+	start -> step0 [label=creation_hook style=solid]
+	step0 -> step1 [label="" style=solid]
+	step1 -> step2 [label="" style=solid]
+	step2 -> complete [label=completion_hook style=solid]
+	step0 -> failed [label=failure_hook style=dashed]
+	step1 -> failed [label=failure_hook style=dashed]
+	step2 -> failed [label=failure_hook style=dashed]
+}
+"""
+MERMAID = """\
+flowchart LR
+    start((start))
+    step0["one"]
+    step1["fail"]
+    step2["one"]
+    complete([COMPLETE])
+    failed([FAILED])
+    start -->|creation_hook| step0
+    step0 --> step1
+    step1 --> step2
+    step2 -->|completion_hook| complete
+    step0 -.->|failure_hook| failed
+    step1 -.->|failure_hook| failed
+    step2 -.->|failure_hook| failed
+"""
+
+
+def test_job_graph_as_dot() -> None:
+    assert run("job_graph", "everything") == DOT
+    assert run("job_graph", "everything", "--format", "dot") == DOT
+
+
+def test_job_graph_as_mermaid() -> None:
+    assert run("job_graph", "everything", "--format", "mermaid") == MERMAID
+
+
+def test_job_graph_as_svg(program: Callable[[str], str]) -> None:
+    program("dot")
+    svg = run("job_graph", "everything", "--format", "svg")
+    root = ElementTree.fromstring(svg)
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    for label in ("everything", "one", "fail", "COMPLETE", "FAILED", "completion_hook"):
+        assert label in texts
+    assert texts.count("failure_hook") == 3
+
+
+def test_job_graph_shows_only_what_there_is() -> None:
+    text = run("job_graph", "feed", "--format", "mermaid")
+    assert "failed" not in text
+    assert "start --> step0" in text
+    assert "// Feed the cats\n" in run("job_graph", "feed")
+
+
+@pytest.mark.parametrize("graph", ["dot", "svg", "mermaid"])
+def test_job_graph_writes_a_file(
+    program: Callable[[str], str], tmp_path: Path, graph: str, settings: Any
+) -> None:
+    if graph == "svg":
+        program("dot")
+    settings.JOBS = {"füttern": {"tasks": ["tests.jobs.one"], "description": "Füttert 🐈"}}
+    file = tmp_path / "graph"
+    assert run("job_graph", "füttern", "--format", graph, "--output", str(file)) == ""
+    assert file.read_text(encoding="utf-8").rstrip() == (
+        run("job_graph", "füttern", "--format", graph).rstrip()
+    )
+
+
+def test_job_graph_as_svg_tells_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CommandError, match=r"graphviz's `dot` program.*mermaid do not"):
+        run("job_graph", "everything", "--format", "svg")
+    assert run("job_graph", "everything", "--format", "dot") == DOT
+    assert run("job_graph", "everything", "--format", "mermaid") == MERMAID
+
+
+@pytest.mark.parametrize("name", ['with "quotes"', "back\\slash", "<b>bold</b>", "end]", "node"])
+def test_job_graph_shows_odd_names_as_they_are(
+    program: Callable[[str], str], settings: Any, name: str
+) -> None:
+    program("dot")
+    settings.JOBS = {name: ["tests.jobs.one"]}
+    svg = run("job_graph", name, "--format", "svg")
+    texts = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    assert name in [text.text for text in texts]
+
+
+@pytest.mark.parametrize("description", ["two\nlines", "two\r\nlines", "*/ // --> #"])
+def test_job_graph_of_odd_descriptions(
+    program: Callable[[str], str], settings: Any, description: str
+) -> None:
+    program("dot")
+    settings.JOBS = {"feed": {"tasks": ["tests.jobs.one"], "description": description}}
+    ElementTree.fromstring(run("job_graph", "feed", "--format", "svg"))
+    assert run("job_graph", "feed").splitlines()[1] == "digraph pipeline {"
+
+
+def test_job_graph_of_an_unknown_job() -> None:
+    with pytest.raises(CommandError, match=r"did you mean 'feed'\?"):
+        run("job_graph", "fed")
+
+
+# -- all of them --
+
+
+@pytest.mark.parametrize(
+    "command", ["worker", "queue_depth", "delete_old_jobs", "create_job", "job_graph"]
+)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        call_command(command, "--help")
+    assert ended.value.code == 0
+    usage, explanation, *options = capsys.readouterr().out.split("\n\n")
+    assert usage.startswith("usage:")
+    assert len(explanation) > 20
+    assert options
+
+
+def test_what_a_command_creates_runs() -> None:
+    key = run("create_job", "feed").strip()
+    run("worker", until_done=True)
+    assert ran(Job.objects.get(pk=key)) == ["one", "two"]

@@ -1,0 +1,102 @@
+"""Settings: read once, read anew when they change, and every mistake in ``DBQ``."""
+
+from typing import Any
+
+import pytest
+from django.test import override_settings
+
+from django_dbq import conf
+
+GOOD = {"a": ["m.x", "m.y"], "b": ["m.x", "m.x"]}
+
+
+def test_settings_are_parsed_once(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.JOBS = GOOD
+    first = conf.configuration()
+    monkeypatch.setattr(conf, "parse", lambda *args: pytest.fail("parsed again"))
+    assert conf.configuration() is first
+
+
+def test_settings_are_parsed_anew_when_they_change(settings: Any) -> None:
+    settings.JOBS = GOOD
+    with override_settings(JOBS={"c": ["m.z"]}, DBQ={"WAKEUP": "poll"}):
+        assert list(conf.catalogue()) == ["c"]
+        assert conf.configuration().wakeup == "poll"
+    assert list(conf.catalogue()) == ["a", "b"]
+    assert conf.configuration().wakeup == "auto"
+
+
+def test_a_setting_that_is_put_in_place_without_a_signal_is_seen(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from django.conf import settings as real
+
+    settings.JOBS = GOOD
+    assert list(conf.catalogue()) == ["a", "b"]
+    monkeypatch.setattr(real, "JOBS", {"c": ["m.z"]}, raising=False)
+    assert list(conf.catalogue()) == ["c"]
+
+
+def test_defaults_of_the_package_settings_reach_the_pipelines(settings: Any) -> None:
+    settings.JOBS = GOOD
+    settings.DBQ = {"DEFAULTS": {"queue": "slow"}}
+    assert {pipeline.queue for pipeline in conf.catalogue().values()} == {"slow"}
+
+
+def test_without_settings_there_are_no_jobs_and_no_problems(settings: Any) -> None:
+    del settings.JOBS
+    configuration = conf.configuration()
+    assert len(configuration.catalogue) == 0
+    assert configuration.problems == ()
+    assert configuration.wakeup == "auto"
+
+
+def test_what_a_worker_may_claim_is_every_name_with_each_of_its_paths_once(settings: Any) -> None:
+    settings.JOBS = {**GOOD, "bad": ["m.x", 5]}
+    assert conf.configuration().known_steps == ("a m.x", "a m.y", "b m.x")
+
+
+BAD: list[tuple[Any, str, str, str, str]] = [
+    # DBQ, code, key path, a word of the problem, a word of the hint
+    ([], "E007", "DBQ", "is a list", "dict"),
+    (None, "E007", "DBQ", "None", "dict"),
+    ({"WAKUP": "poll"}, "E007", 'DBQ["WAKUP"]', "did you mean 'WAKEUP'?", "DEFAULTS"),
+    ({"zzz": 1}, "E007", 'DBQ["zzz"]', "unknown", "WAKEUP, DEFAULTS"),
+    ({5: 1}, "E007", "DBQ[5]", "unknown", "WAKEUP"),
+    ({"WAKEUP": "sometimes"}, "E008", 'DBQ["WAKEUP"]', "'sometimes'", '"poll"'),
+    ({"WAKEUP": None}, "E008", 'DBQ["WAKEUP"]', "None", '"auto"'),
+    ({"WAKEUP": ["poll"]}, "E008", 'DBQ["WAKEUP"]', "['poll']", '"auto"'),
+    ({"WAKEUP": "redis://localhost"}, "E006", 'DBQ["WAKEUP"]', "not supported yet", "Remove"),
+    ({"MAX_RUNS": 100}, "E006", 'DBQ["MAX_RUNS"]', "not supported yet", "Remove"),
+    ({"RETENTION": {}}, "E006", 'DBQ["RETENTION"]', "not supported yet", "Remove"),
+    ({"WORKER_TIMEOUT": 60}, "E006", 'DBQ["WORKER_TIMEOUT"]', "not supported yet", "Remove"),
+    ({"DEFAULTS": []}, "E008", 'DBQ["DEFAULTS"]', "[]", "a dict of job options"),
+    ({"DEFAULTS": "slow"}, "E008", 'DBQ["DEFAULTS"]', "'slow'", "a dict of job options"),
+    ({"DEFAULTS": {"quue": "x"}}, "E003", 'DBQ["DEFAULTS"]["quue"]', "'queue'", "priority"),
+    ({"DEFAULTS": {"queue": 5}}, "E004", 'DBQ["DEFAULTS"]["queue"]', "5", "1 to 63"),
+    ({"DEFAULTS": {"tasks": ["m.x"]}}, "E003", 'DBQ["DEFAULTS"]["tasks"]', "unknown", "queue"),
+    ({"DEFAULTS": {"retries": 3}}, "E006", 'DBQ["DEFAULTS"]["retries"]', "not supported", "Remove"),
+]
+
+
+@pytest.mark.parametrize(("dbq", "code", "where", "text", "hint"), BAD)
+def test_mistakes_in_dbq(
+    settings: Any, dbq: Any, code: str, where: str, text: str, hint: str
+) -> None:
+    settings.JOBS = GOOD
+    settings.DBQ = dbq
+    configuration = conf.configuration()
+    assert [(p.code, p.where) for p in configuration.problems] == [(code, where)]
+    (problem,) = configuration.problems
+    assert text in problem.text
+    assert hint in problem.hint
+    assert len(configuration.catalogue) == 2  # the jobs are not at fault
+    assert configuration.wakeup == "auto"
+
+
+@pytest.mark.parametrize("wakeup", ["auto", "poll"])
+def test_what_is_right(settings: Any, wakeup: str) -> None:
+    settings.JOBS = GOOD
+    settings.DBQ = {"WAKEUP": wakeup, "DEFAULTS": {}}
+    assert conf.configuration().problems == ()
+    assert conf.configuration().wakeup == wakeup

@@ -1,0 +1,110 @@
+"""The state machine: what leads where, what is derived from it, and that the drawings show it as it is."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from django_dbq import states
+from django_dbq.states import TRANSITIONS, Event, State, Transition, sources, target
+
+DRAWINGS = Path(__file__).parent.parent / "docs" / "states"
+
+
+def test_the_table_of_the_design() -> None:
+    held = ("PROCESSING", "STOPPING")
+    expected = {
+        ("created", None, "NEW"),
+        ("claimed", "NEW", "PROCESSING"),
+        ("claimed", "READY", "PROCESSING"),
+        ("handed back", "PROCESSING", "NEW"),
+        ("handed back", "PROCESSING", "READY"),
+        ("worker told to stop", "PROCESSING", "STOPPING"),
+        *(("step done", state, "READY") for state in held),
+        *(("last step done", state, "COMPLETE") for state in held),
+        *(("attempt failed", state, "FAILED") for state in held),
+    }
+    assert {(t.event.value, t.source, t.target) for t in TRANSITIONS} == expected
+    assert len(TRANSITIONS) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        ("CLAIMABLE", {"NEW", "READY"}),
+        ("HELD", {"PROCESSING", "STOPPING"}),
+        ("FINISHED", {"COMPLETE", "FAILED", "CANCELLED"}),
+        ("DELETABLE", {"COMPLETE", "FAILED", "CANCELLED", "STOPPING"}),
+    ],
+)
+def test_groups_of_states(group: str, expected: set[str]) -> None:
+    assert set(getattr(states, group)) == expected
+
+
+def test_every_state_that_is_entered_leads_to_an_end() -> None:
+    ways = {t.target for t in TRANSITIONS}
+    for state in ways:
+        reached = {state}
+        for _ in State:
+            reached |= {t.target for t in TRANSITIONS if t.source in reached}
+        assert reached & set(states.FINISHED), state
+
+
+def test_sources_and_targets_of_events() -> None:
+    assert sources(Event.CREATED) == ()
+    assert sources(Event.CLAIMED) == (State.NEW, State.READY)
+    assert target(Event.CREATED) is State.NEW
+    assert target(Event.ATTEMPT_FAILED) is State.FAILED
+    with pytest.raises(ValueError, match="too many values"):
+        target(Event.HANDED_BACK)  # leads to one of two
+
+
+def test_completed_is_another_word_for_complete() -> None:
+    assert State.COMPLETED is State.COMPLETE
+    assert State("COMPLETED") is State.COMPLETE
+    assert "COMPLETED" not in State.values
+    with pytest.raises(ValueError, match="'FINISHED' is not a valid State"):
+        State("FINISHED")
+
+
+# -- the drawings --
+
+
+def test_the_dot_drawing_is_up_to_date() -> None:
+    assert (DRAWINGS / "job.dot").read_text() == states.dot(), "run `make states`"
+
+
+def test_the_svg_drawing_is_up_to_date() -> None:
+    svg = (DRAWINGS / "job.svg").read_text()
+    assert svg.endswith(states.fingerprint(states.dot())), "run `make states`"
+    for state in {t.target for t in TRANSITIONS}:
+        assert f">{state.value}</text>" in svg
+
+
+def test_a_change_of_the_machine_makes_the_drawings_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = states.dot()
+    more = Transition(Event.CLAIMED, State.FAILED, State.PROCESSING)
+    monkeypatch.setattr(states, "TRANSITIONS", (*TRANSITIONS, more))
+    assert states.dot() != before
+    assert states.fingerprint(states.dot()) != states.fingerprint(before)
+
+
+def test_events_between_the_same_states_share_an_arrow() -> None:
+    assert states.dot().count("PROCESSING -> READY") == 1
+    assert 'PROCESSING -> READY [label="handed back\\nstep done"]' in states.dot()
+
+
+def test_the_module_draws_itself_without_a_project(
+    program: Callable[[str], str], tmp_path: Path
+) -> None:
+    program("dot")
+    folder = tmp_path / "not there yet"
+    subprocess.run(
+        [sys.executable, "-m", "django_dbq.states", folder], cwd=DRAWINGS.parents[1], check=True
+    )
+    assert (folder / "job.dot").read_text() == states.dot()
+    svg = (folder / "job.svg").read_text()
+    assert svg.startswith("<?xml")
+    assert svg.endswith(states.fingerprint(states.dot()))
