@@ -9,7 +9,7 @@ import json
 import math
 from typing import Any
 
-DEPTH = 31  # levels of dicts and lists: MariaDB stores no more
+_DEPTH = 31  # levels of dicts and lists: MariaDB stores no more
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
@@ -30,7 +30,7 @@ def dump(workspace: Any) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidWorkspace(_explain(workspace) or f"workspace is not JSON: {error}") from None
     # Both are looked for in the text first, which is quick, and found out for sure only where that is not clear.
-    if text.count("{") + text.count("[") > DEPTH and _too_deep(workspace, DEPTH):
+    if text.count("{") + text.count("[") > _DEPTH and _too_deep(workspace, _DEPTH):
         raise InvalidWorkspace(_explain(workspace))
     # A NUL is always escaped in JSON text, so it can be looked for there; "\\u0000" may also be a backslash's.
     if "\\u0000" in text and (problem := _explain(workspace)):
@@ -54,8 +54,8 @@ def _too_deep(value: Any, levels: int) -> bool:
 
 def _explain(value: Any, path: str = "workspace", depth: int = 0) -> str | None:
     """Say what is wrong with the first value that cannot be stored, by its key path."""
-    if depth >= DEPTH and isinstance(value, dict | list | tuple):
-        return f"{path[:80]}… is nested too deeply, or contains itself (at most {DEPTH} levels)"
+    if depth >= _DEPTH and isinstance(value, dict | list | tuple):
+        return f"{path[:80]}… is nested too deeply, or contains itself (at most {_DEPTH} levels)"
     if value is None or isinstance(value, bool | int):
         return None
     if isinstance(value, str):

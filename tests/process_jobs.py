@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from django.db import connection, transaction
 
 T = TypeVar("T")
-PATIENCE = float(os.environ.get("PAT", "30"))
+PATIENCE = 30  # seconds after which an event that should have come is missing
 
 
 def until(condition: Callable[[], T], what: str = "") -> T:

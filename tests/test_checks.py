@@ -91,9 +91,9 @@ BAD: list[tuple[Any, str, str, str]] = [
         "Remove it",
     ),
     (
-        {"feed": ["tests.jobs.nine"]},
+        {"feed": [ONE, "tests.jobs.nine"]},
         "E009",
-        "JOBS['feed'][\"tasks\"][0] is 'tests.jobs.nine', which does not import (ImportError: ",
+        "JOBS['feed'][\"tasks\"][1] is 'tests.jobs.nine', which does not import (ImportError: ",
         "package.module.function",
     ),
     ({"feed": ["no_such_module.x"]}, "E009", "No module named 'no_such_module'", "path"),

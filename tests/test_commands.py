@@ -250,6 +250,14 @@ def test_worker_ends_after_max_jobs(most: int) -> None:
     assert not Job.objects.filter(state="PROCESSING").exists()
 
 
+@pytest.mark.django_db(transaction=True)
+def test_worker_runs_no_more_than_max_jobs_where_it_claims_in_batches() -> None:
+    Job.objects.bulk_create(Job(name="one") for _ in range(50))
+    run("worker", max_jobs=7)
+    assert Attempt.objects.count() == 7
+    assert Job.get_queue_depths() == {"default": 43}
+
+
 def test_worker_keeps_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the starts of two tasks lie so many seconds; it waits for them on its bell."""
     clock = [100.0]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from django.core.signals import setting_changed
 from django.test import override_settings
 
 from django_dbq import conf
@@ -35,6 +36,14 @@ def test_a_setting_that_is_put_in_place_without_a_signal_is_seen(
     assert list(conf.catalogue()) == ["a", "b"]
     monkeypatch.setattr(real, "JOBS", {"c": ["m.z"]}, raising=False)
     assert list(conf.catalogue()) == ["c"]
+
+
+def test_a_setting_that_was_changed_in_place_is_read_anew_when_told(settings: Any) -> None:
+    settings.JOBS = dict(GOOD)
+    assert list(conf.catalogue()) == ["a", "b"]
+    settings.JOBS["c"] = ["m.z"]
+    setting_changed.send(sender=None, setting="JOBS", value=settings.JOBS, enter=True)
+    assert list(conf.catalogue()) == ["a", "b", "c"]
 
 
 def test_defaults_of_the_package_settings_reach_the_pipelines(settings: Any) -> None:

@@ -14,6 +14,7 @@ from django.core.management import call_command
 from django.db import transaction
 from django.utils import timezone
 
+from django_dbq import engine
 from django_dbq.models import DEFAULT_DELETE_JOBS_AFTER_HOURS, Attempt, Job
 from django_dbq.storage import Queues
 from django_dbq.tasks import get_next_task_name
@@ -490,6 +491,11 @@ def test_rows_with_an_unknown_name_or_step_stay_and_stop_nobody(
     create("known")
     rows = Job.objects.exclude(workspace__key="known").order_by("created")
     before = list(rows.values())
+
+    assert engine.stranded(Queues(), timezone.now(), "default") == {
+        ("my_job", "tests.jobs.one"): 3,
+        ("one", "old.path.of_it"): 1,
+    }
 
     worker = Worker(Queues(), until_done=True)
     worker.run()

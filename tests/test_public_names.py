@@ -23,7 +23,6 @@ MODULES: dict[str, set[str]] = {
     "django_dbq.signals": {"job_created", "job_finished", "send", "step_finished", "step_started"},
     "django_dbq.tasks": {"get_next_task_name"},
     "django_dbq.testing": {"drain"},
-    "django_dbq.workspaces": {"InvalidWorkspace", "dump", "load"},
 }
 
 

@@ -37,9 +37,10 @@ class SQLiteStorage(Storage):
             connection.transaction_mode = mode
 
     def waiting(self, due: bool) -> JobQuerySet:
-        # With literals: SQLite does not match parameters against the condition of a partial index.
+        # With literals, and in both ways in which versions of Django have written the conditions of the indexes:
+        # SQLite matches neither parameters nor other words for the same against the condition of a partial index.
         states = ", ".join(f"'{state.value}'" for state in CLAIMABLE)
-        literally = f"due = {int(due)} AND state IN ({states})"
+        literally = f"{'due' if due else 'NOT due'} AND due = {int(due)} AND state IN ({states})"
         return cast(JobQuerySet, self.jobs.extra(where=[literally]))
 
     def _pick(self, queues: Queues, limit: int, claimable: JobQuerySet) -> list[Job]:

@@ -57,7 +57,9 @@ def test_higher_priority_first_then_older(claim: Claim) -> None:
     create("late", priority=-5)
     create("urgent 2", priority=5)
     create("c")
-    assert claim() == ["urgent 1", "urgent 2", "a", "b", "c", "late"]
+    assert claim(limit=1) == ["urgent 1"]
+    assert claim(limit=2) == ["urgent 2", "a"]
+    assert claim() == ["b", "c", "late"]
 
 
 def test_jobs_that_are_ready_stand_in_the_same_order_as_new_ones(claim: Claim) -> None:
@@ -79,7 +81,8 @@ def test_one_order_over_several_queues(claim: Claim) -> None:
     create("x2", queue_name="x")
     create("y2 urgent", queue_name="y", priority=1)
     create("x3 urgent", queue_name="x", priority=1)
-    assert claim("x", "y", limit=3) == ["y2 urgent", "x3 urgent", "x1"]
+    assert claim("x", "y", limit=1) == ["y2 urgent"]
+    assert claim("x", "y", limit=2) == ["x3 urgent", "x1"]
     assert claim("y", "x", limit=9) == ["y1", "x2"]
     assert claim("x", "y", "no such queue") == []
 

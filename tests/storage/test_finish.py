@@ -137,6 +137,14 @@ def rescued_and_done(job: Job, other: Worker) -> None:
     engine.finish(other, [outcome(again)], timezone.now(), "default")
 
 
+def handed_back_and_claimed(job: Job, other: Worker) -> None:
+    """By another worker: the attempt, which was given back, has the same number again."""
+    ours = Worker.objects.get(pk=job.worker_id)
+    assert engine.hand_back(ours, [job], timezone.now(), "default") == 1
+    (again,) = engine.claim(other, Queues(), 1, timezone.now(), "default")
+    assert (again.pk, again.attempt) == (job.pk, job.attempt)
+
+
 def deleted(job: Job, other: Worker) -> None:
     Job.objects.filter(pk=job.pk).delete()
 
@@ -156,7 +164,14 @@ def saved_from_elsewhere(job: Job, other: Worker) -> None:
     ]
     + [
         pytest.param(function, id=function.__name__.replace("_", " "))
-        for function in (rescued, claimed_again, rescued_and_done, deleted, saved_from_elsewhere)
+        for function in (
+            rescued,
+            claimed_again,
+            rescued_and_done,
+            handed_back_and_claimed,
+            deleted,
+            saved_from_elsewhere,
+        )
     ],
 )
 @pytest.mark.parametrize("size", [3, 60])

@@ -183,6 +183,31 @@ def test_plans_on_postgresql(
         staging_reads_the_head_of_the_future(storage, statistics)
 
 
+@pytest.mark.parametrize("analysed", [False, True])
+def test_plans_of_large_batches_in_a_fresh_backlog(
+    storage: Storage, worker: Worker, analysed: bool
+) -> None:
+    """A table of nothing but ready jobs, a minute old: there PostgreSQL would rather read all than look up a few."""
+    if connection.vendor != "postgresql":
+        pytest.skip("about PostgreSQL's plans")
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM pg_statistic WHERE starelid = 'django_dbq_job'::regclass")
+        cursor.execute("ANALYZE django_dbq_job")
+        fill(cursor, 5_000, "NEW", due=True, run_after=None)
+        if analysed:
+            cursor.execute("ANALYZE django_dbq_job")
+    for _ in range(3):
+        with plans() as found:
+            known = conf.configuration().known_steps
+            jobs = storage.claim(worker.pk, Queues(("queue 1",)), 100, NOW, known)
+            storage.finish(worker, [outcome(job) for job in jobs], NOW)
+        claim, finish = found
+        assert claim.sources == {"dbq_job_claim", PRIMARY_KEY}
+        assert finish.sources == {PRIMARY_KEY}
+        assert (claim.read, finish.read) == (200, 100)
+        assert not claim.sorts
+
+
 def a_claim_reads_what_it_takes(
     storage: Storage, worker: Worker, served: Queues, limit: int
 ) -> None:
