@@ -17,7 +17,7 @@ from django.utils.module_loading import import_string
 from django.utils.translation import gettext_lazy as _
 
 from . import conf, workspaces
-from .options import QUEUE_LENGTH
+from .options import PRIORITY, QUEUE, QUEUE_LENGTH
 from .outcomes import AttemptOutcome
 from .pipelines import NAME_LENGTH, PATH_LENGTH
 from .states import CLAIMABLE, State
@@ -113,7 +113,7 @@ class JobQuerySet(models.QuerySet["Job"]):
             batch_size: rows per statement; by default as many as suits the database.
 
         Raises:
-            UnknownJob, InvalidWorkspace: for a job that cannot be created.
+            UnknownJob, InvalidWorkspace, ValueError: for a job that cannot be created.
             Exception: whatever a creation hook raises. Nothing has been saved then.
         """
         from . import engine
@@ -280,6 +280,7 @@ class Job(models.Model):
         Raises:
             UnknownJob: ``JOBS`` has no valid entry of this name.
             InvalidWorkspace: the workspace is not JSON.
+            ValueError: queue or priority cannot be stored.
             Exception: whatever the creation hook raises; no row is saved then.
         """
         if not self._state.adding:
@@ -310,6 +311,9 @@ class Job(models.Model):
             self.priority = pipeline.priority
         if pipeline.creation_hook:
             import_string(pipeline.creation_hook)(self)
+        for name, expects in (("queue_name", QUEUE), ("priority", PRIORITY)):
+            if (expected := expects(value := getattr(self, name))) is not None:
+                raise ValueError(f"{name} is {value!r}. Expected: {expected}.")
         self.run_after = as_time(self.run_after)
         self.due = is_due(self.run_after)
         self.stored_workspace = workspaces.dump(self.workspace)

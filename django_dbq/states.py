@@ -66,8 +66,6 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(Event.CREATED, None, State.NEW),
     Transition(Event.CLAIMED, State.NEW, State.PROCESSING),
     Transition(Event.CLAIMED, State.READY, State.PROCESSING),
-    Transition(Event.HANDED_BACK, State.PROCESSING, State.NEW),
-    Transition(Event.HANDED_BACK, State.PROCESSING, State.READY),
     Transition(Event.STOP_ASKED, State.PROCESSING, State.STOPPING),
     *(
         Transition(event, source, target)
@@ -76,6 +74,8 @@ TRANSITIONS: tuple[Transition, ...] = (
             (Event.STEP_DONE, State.READY),
             (Event.LAST_STEP_DONE, State.COMPLETE),
             (Event.ATTEMPT_FAILED, State.FAILED),
+            (Event.HANDED_BACK, State.NEW),
+            (Event.HANDED_BACK, State.READY),
         )
     ),
 )
@@ -83,7 +83,8 @@ TRANSITIONS: tuple[Transition, ...] = (
 
 def sources(event: Event) -> tuple[State, ...]:
     """The states from which ``event`` may move a job, in the order of the table."""
-    return tuple(t.source for t in TRANSITIONS if t.event is event and t.source is not None)
+    states = (t.source for t in TRANSITIONS if t.event is event and t.source is not None)
+    return tuple(dict.fromkeys(states))
 
 
 @cache

@@ -16,7 +16,7 @@ from .. import workspaces
 from ..models import Attempt, Job, JobQuerySet, QueuePlace, Worker
 from ..outcomes import AttemptOutcome, Decision
 from ..pipelines import Step
-from ..states import CLAIMABLE, FINISHED, HELD, Event, State, target
+from ..states import CLAIMABLE, FINISHED, HELD, Event, State, sources, target
 
 PEEK = 1000  # rows that one housekeeping statement touches at most
 
@@ -176,12 +176,13 @@ class Storage:
                 job.workspace = {} if job.workspace is None else job.workspace
                 job.stored_workspace = workspaces.dump(job.workspace)
                 job.state, job.worker_id, job.modified = target(Event.CLAIMED), worker, now
-                job.attempt += 1
+                job.attempt, job.finished = job.attempt + 1, None
             self.jobs.filter(pk__in=[job.pk for job in picked]).update(
                 state=target(Event.CLAIMED),
                 worker_id=worker,
                 modified=now,
                 attempt=F("attempt") + 1,
+                finished=None,
             )
         return picked
 
@@ -266,7 +267,7 @@ class Storage:
                         pk__in=[pk for pk, number in ids if number == attempt],
                         attempt=attempt,
                         worker_id=worker,
-                        state__in=HELD,
+                        state__in=sources(Event.HANDED_BACK),
                     ).update(state=state, worker_id=None, modified=now, attempt=attempt - 1)
         return count
 

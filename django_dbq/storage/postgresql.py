@@ -38,7 +38,8 @@ WORKSPACE = ATTNAMES.index("workspace")
 CLAIM = f"""
 WITH picked AS MATERIALIZED ({{pick}})
 UPDATE {JOB} AS job
-SET state = '{target(Event.CLAIMED).value}', worker_id = %s, attempt = attempt + 1, modified = %s
+SET state = '{target(Event.CLAIMED).value}', worker_id = %s, attempt = attempt + 1, modified = %s,
+  finished = NULL
 FROM picked WHERE job.id = picked.id
 RETURNING picked.claimed_from, {", ".join("job." + column for column in COLUMNS)}
 """

@@ -79,10 +79,10 @@ class Worker:
         self.done = 0  # tasks run so far
         hostname, pid = socket.gethostname(), os.getpid()
         self.row = WorkerRow(
-            label=label.replace("{pid}", str(pid)) or f"{hostname}:{pid}",
+            label=(label.replace("{pid}", str(pid)) or f"{hostname}:{pid}")[:255],
             hostname=hostname,
             pid=pid,
-            queues=str(queues),
+            queues=str(queues)[:1000],
             started=clock(),
         )
         self.pass_began = self.row.started if once else None
