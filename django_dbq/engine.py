@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
-from django.db import DatabaseError, connections, transaction
+from django.db import DatabaseError, Error, connections, transaction
 from django.db.models import Count, QuerySet
 
 from . import conf, signals, wakeups
@@ -65,7 +65,7 @@ def notify(queues: frozenset[str], using: str) -> None:
             with wakeups.sending(using) as sent:
                 storage_for(using).notify(queues)
                 sent.update(queues)
-        except DatabaseError:
+        except Error:
             logger.warning("Could not notify workers: queues=%s", ",".join(queues), exc_info=True)
 
 

@@ -7,8 +7,9 @@ import logging
 from typing import Any
 
 import pytest
+from django.db import connection
 
-from django_dbq import runner
+from django_dbq import runner, workspaces
 from django_dbq.models import Job
 from django_dbq.pipelines import Step, UnknownJob
 from django_dbq.storage import Execution
@@ -583,6 +584,22 @@ def test_a_task_that_leaves_nonsense_in_its_job_stops_no_other(
     spoilt = Job.objects.get(pk=spoilt.pk)
     assert spoilt.state not in ("PROCESSING", "STOPPING")  # nobody would ever take it up again
     assert spoilt.attempts.count() >= 1
+
+
+@pytest.mark.usefixtures("jobs")
+def test_an_older_row_with_a_workspace_that_would_be_refused_stops_no_other() -> None:
+    if connection.vendor == "mysql":
+        pytest.skip("MySQL and MariaDB cannot hold such a row")
+    old, three = Job.objects.create(name="odd"), Job.objects.create(name="three")
+    deep: Any = []
+    for _ in range(workspaces._DEPTH + 5):
+        deep = [deep]
+    Job.objects.filter(pk=old.pk).update(workspace={"deep": deep})
+    drain()
+    old = Job.objects.get(pk=old.pk)
+    assert (old.state, old.workspace) == ("FAILED", {"deep": deep})
+    assert "nested too deeply" in old.attempts.get().error
+    assert ran(three) == ["three"]
 
 
 @pytest.mark.usefixtures("jobs")

@@ -174,7 +174,9 @@ class Storage:
             for job in picked:
                 job.claimed_from, job.claimed_at = State(job.state), job.place
                 job.workspace = {} if job.workspace is None else job.workspace
-                job.stored_workspace = workspaces.dump(job.workspace)
+                with contextlib.suppress(workspaces.InvalidWorkspace):
+                    # An older row may hold what we would refuse: its step will fail then, and not this claim.
+                    job.stored_workspace = workspaces.dump(job.workspace)
                 job.state, job.worker_id, job.modified = target(Event.CLAIMED), worker, now
                 job.attempt, job.finished = job.attempt + 1, None
             self.jobs.filter(pk__in=[job.pk for job in picked]).update(

@@ -60,9 +60,8 @@ class Minder:
                     self._stop()
                     self._write()
                     self._make_room()
-                except (
-                    Exception
-                ):  # out of reach or busy: nothing is lost, the next look tries again
+                except Exception:
+                    # Out of reach or busy: nothing is lost, the next look tries again.
                     logger.warning("The minder could not write", exc_info=True)
                     connections.close_all()
                     self.bell.wait(AFTER_ERROR)
