@@ -40,7 +40,7 @@ bench: $(VENV)/.bench ## compare speed with other queues, on an embedded Postgre
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 states: $(VENV)/.test ## redraw docs/states (needs graphviz's dot)
-	@$(BIN)/python -m django_dbq.states docs/states
+	@$(BIN)/python -c 'from pathlib import Path; from django_dbq.states import draw; draw(Path("docs/states"))'
 
 environment: $(VENV)/.test ## only make the environment; prints its folder, for ALSO= of another test run
 	@echo $(VENV)

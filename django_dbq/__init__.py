@@ -1,3 +1,7 @@
 """django-dbq: declarative multi-step job pipelines, run from the database that a Django project already has."""
 
+from .outcomes import Abort, Retry
+
+__all__ = ["Abort", "Retry"]
+
 __version__ = "4.0.0.dev0"

@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.core.signals import setting_changed
 
-from .options import Expectation, Problem
+from .options import LEASE, LIMIT, Expectation, Problem, or_none
 from .pipelines import Catalogue, nearest, parse
 
 WAKEUPS = ("auto", "poll")
@@ -21,8 +21,13 @@ def _expects_anything(value: Any) -> str | None:
     return None  # the parser of pipelines looks at it
 
 
-KEYS: dict[str, Expectation] = {"WAKEUP": _expects_wakeup, "DEFAULTS": _expects_anything}
-LATER = ("MAX_RUNS", "RETENTION", "WORKER_TIMEOUT")
+KEYS: dict[str, Expectation] = {
+    "WAKEUP": _expects_wakeup,
+    "DEFAULTS": _expects_anything,
+    "MAX_RUNS": or_none(LIMIT),
+    "WORKER_TIMEOUT": LEASE,
+}
+LATER = ("RETENTION",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,8 @@ class Configuration:
     catalogue: Catalogue
     known_steps: tuple[str, ...]  # "name path" of every step: what a worker may claim
     wakeup: str
+    max_runs: int | None  # attempts that a job may have, over all steps; None: any number
+    worker_timeout: float  # seconds; a worker that has been silent for so long counts as lost
     problems: tuple[Problem, ...]  # of both settings
 
 
@@ -60,6 +67,7 @@ def _parse(jobs: object, dbq: object) -> Configuration:
             Problem("E007", "DBQ", f"is a {type(dbq).__name__}", "Make it a dict of settings.")
         )
         dbq = {}
+    valid: dict[str, Any] = {}
     for key, value in dbq.items():
         where = f"DBQ[{key!r}]" if not isinstance(key, str) else f'DBQ["{key}"]'
         if key in LATER or (key == "WAKEUP" and str(value).startswith("redis://")):
@@ -72,14 +80,17 @@ def _parse(jobs: object, dbq: object) -> Configuration:
             )
         elif (expected := KEYS[key](value)) is not None:
             problems.append(Problem("E008", where, f"is {value!r}", f"Expected: {expected}."))
-    parsed = parse(jobs, dbq.get("DEFAULTS"))
-    wakeup = dbq.get("WAKEUP", "auto")
+        else:
+            valid[key] = value
+    parsed = parse(jobs, valid.get("DEFAULTS"))
     return Configuration(
         catalogue=parsed,
         known_steps=tuple(
             sorted({f"{p.name} {step.path}" for p in parsed.values() for step in p.steps})
         ),
-        wakeup=wakeup if wakeup in WAKEUPS else "auto",
+        wakeup=valid.get("WAKEUP", "auto"),
+        max_runs=valid.get("MAX_RUNS", 100),
+        worker_timeout=float(valid.get("WORKER_TIMEOUT", 60)),
         problems=(*parsed.problems, *problems),
     )
 

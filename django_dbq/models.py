@@ -6,6 +6,7 @@ Fields, constraints, indexes and named querysets. Nothing here moves a job's sta
 
 import datetime
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,17 +19,19 @@ from django.utils.translation import gettext_lazy as _
 
 from . import conf, workspaces
 from .options import PRIORITY, QUEUE, QUEUE_LENGTH
-from .outcomes import AttemptOutcome
+from .outcomes import AttemptOutcome, ClaimLost
 from .pipelines import NAME_LENGTH, PATH_LENGTH
-from .states import CLAIMABLE, State
+from .states import CLAIMABLE, FINISHED, HELD, State
 from .uuids import uuid7
 
 logger = logging.getLogger("django_dbq")
 
 DEFAULT_DELETE_JOBS_AFTER_HOURS = 24
+LOOK_FOR_END = (0.02, 0.5)  # seconds between two looks of `Job.wait`: at first, and at most
 
 # For migrations: the same tuple as lists of plain strings, so that an index deconstructs to literals.
 _CLAIMABLE = [str(state) for state in CLAIMABLE]
+_HELD = [str(state) for state in HELD]
 
 
 class PartialIndex(models.Index):
@@ -70,6 +73,11 @@ class _UnsetQueue(_Unset, str):
 
 class _UnsetPriority(_Unset, int):
     pass
+
+
+def as_text(text: str) -> str:
+    """``text`` as every database stores it: without NUL characters and halves of surrogate pairs."""
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
 
 
 def as_time(run_after: Any) -> Any:
@@ -161,7 +169,12 @@ class JobManager(models.Manager.from_queryset(JobQuerySet)):  # type: ignore[mis
 
 
 class Worker(models.Model):
-    """One worker process: who holds the jobs that point here."""
+    """One worker process: who holds the jobs that point here, for as long as it reports.
+
+    ``heartbeat`` is the database's time of its last report; NULL says that it is known to be dead. Once it is over
+    ``timeout`` seconds old, any other worker may take its jobs. ``stopped`` and ``reason`` tell of its end, as the
+    worker itself or whoever took its jobs has written it.
+    """
 
     label = models.CharField(_("label"), max_length=255)
     hostname = models.CharField(_("host"), max_length=255)
@@ -169,6 +182,11 @@ class Worker(models.Model):
     queues = models.CharField(_("queues"), max_length=1000)
     started = models.DateTimeField(_("started"))
     stopped = models.DateTimeField(_("stopped"), null=True)
+    heartbeat = models.DateTimeField(_("heartbeat"), null=True)
+    timeout = models.FloatField(_("timeout in seconds"), default=60.0, db_default=60.0)
+    reason = models.CharField(
+        _("reason of its end"), max_length=255, default="", db_default="", blank=True
+    )
 
     class Meta:
         verbose_name = _("worker")
@@ -197,7 +215,7 @@ class Job(models.Model):
     stands; setting ``state`` to READY and ``next_task`` by a plain update sends it there. ``attempt`` and
     ``worker`` are the fence: they change with every claim, and an outcome is only written where both are
     still as claimed. ``due`` is a hint that keeps future jobs out of the claim's index; ``run_after``
-    decides.
+    decides. ``failures`` and ``lost`` count the failed (or timed out) and the lost attempts at the current step.
     """
 
     STATES = State
@@ -233,11 +251,19 @@ class Job(models.Model):
         related_name="jobs",
     )
     finished = models.DateTimeField(_("finished"), null=True, editable=False)
+    failures = models.PositiveIntegerField(_("failures"), default=0, db_default=0, editable=False)
+    lost = models.PositiveSmallIntegerField(_("lost"), default=0, db_default=0, editable=False)
+    progress = models.FloatField(_("progress"), null=True, editable=False)
+    progress_message = models.CharField(
+        _("progress message"), max_length=255, default="", db_default="", editable=False
+    )
 
     # Set by the claim, for the worker that holds the job: its state before, and its place in the queues.
     claimed_from: State | None = None
     claimed_at: "QueuePlace | None" = None
     stored_workspace: str | None = None  # the workspace's text as stored, if that is known
+    progress_unsaved = False  # the worker saves it: at most once a second, and with the outcome
+    claim_is_lost = False  # somebody else has the job by now
 
     objects = JobManager()
 
@@ -259,6 +285,13 @@ class Job(models.Model):
                 fields=["run_after"],
                 where=Q(due=False, state__in=_CLAIMABLE),
                 whole=["state", "due", "run_after"],
+            ),
+            # What each worker holds, for whoever has to take it when that worker is dead.
+            PartialIndex(
+                name="dbq_job_held",
+                fields=["worker"],
+                where=Q(state__in=_HELD),
+                whole=["state", "worker"],
             ),
         ]
         constraints = [
@@ -321,6 +354,84 @@ class Job(models.Model):
     @property
     def place(self) -> QueuePlace:
         return QueuePlace(self.queue_name, self.priority, self.run_after)
+
+    # -- for the task that runs the job --
+
+    def checkpoint(self) -> None:
+        """Save the workspace as it is now, in the middle of a task: an attempt after this one starts from there.
+
+        In a transaction of the task's own (in an atomic step, say) it is saved with that transaction's commit.
+
+        Raises:
+            InvalidWorkspace: the workspace is not JSON.
+            ClaimLost: the job is no longer this worker's; nothing was saved. Let it pass: it ends the task.
+            RuntimeError: nobody runs this job here.
+        """
+        from . import engine
+
+        self._must_be_run_here("checkpoint")
+        if not engine.checkpoint(self, timezone.now(), self._state.db or "default"):
+            self.claim_is_lost = True
+            raise ClaimLost(f"The job {self.pk} is no longer this worker's.")
+
+    def set_progress(self, fraction: float, message: str = "") -> None:
+        """Tell how far the task has come, for people to see. Cheap: the worker saves it at most once a second, outside
+        any transaction of the task's, and the last one together with the outcome.
+
+        Args:
+            fraction: from 0 to 1.
+            message: what is being done; over 255 characters are cut.
+
+        Raises:
+            ValueError: ``fraction`` is not from 0 to 1.
+            ClaimLost: the job is no longer this worker's. Let it pass: it ends the task.
+            RuntimeError: nobody runs this job here.
+        """
+        self._must_be_run_here("set_progress")
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"The progress is {fraction!r}. Expected: a number from 0 to 1.")
+        self.progress, self.progress_message = float(fraction), as_text(str(message))[:255]
+        self.progress_unsaved = True
+
+    def _must_be_run_here(self, verb: str) -> None:
+        if self.claimed_from is None:
+            raise RuntimeError(
+                f"{verb}() is for the task (or hook) that a worker gives the job to."
+            )
+        if self.claim_is_lost:
+            raise ClaimLost(f"The job {self.pk} is no longer this worker's.")
+
+    # -- for whoever has created it --
+
+    def wait(self, timeout: float | None = None) -> "Job | None":
+        """Wait until the job is COMPLETE, FAILED or CANCELLED: this job with its fields as they are then.
+
+        It polls, every half second at most. In a transaction that was begun before the job ended, some databases
+        (MySQL, MariaDB) never show the end.
+
+        Args:
+            timeout: seconds to wait; None waits for ever.
+
+        Returns:
+            The job itself, or None if it has not ended in time.
+
+        Raises:
+            Job.DoesNotExist: it was deleted.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause, longest = LOOK_FOR_END
+        states = type(self)._base_manager.using(self._state.db).values_list("state", flat=True)
+        while True:
+            if states.get(pk=self.pk) in FINISHED:
+                self.refresh_from_db()
+                return self
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return None
+                pause = min(pause, left)
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
 
     @staticmethod
     def get_queue_depths(*, exclude_future_jobs: bool = False) -> dict[str, int]:

@@ -13,6 +13,8 @@ QUEUE_LENGTH = (
     63  # of a queue's name, as the column has it: 252 bytes in utf8mb4, so MySQL widens it in place
 )
 
+CENTURY = 3_155_760_000  # seconds: more than anybody means, less than any clock or timer refuses
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -43,8 +45,8 @@ def _expect(what: str, holds: Callable[[Any], bool]) -> Expectation:
     return lambda value: None if holds(value) else what
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_number(value: object, least: float = 0, most: float = CENTURY) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_count(value: object, least: int = 0) -> bool:
@@ -97,14 +99,31 @@ def _each(expectation: Expectation) -> Expectation:
     return expects
 
 
+def or_none(expectation: Expectation) -> Expectation:
+    def expects(value: Any) -> str | None:
+        wanted = None if value is None else expectation(value)
+        return wanted and f"{wanted}, or None"
+
+    return expects
+
+
 PATH = _expect("a dotted path (a string of at most 255 characters)", _is_path)
+EXCEPTIONS = _expect(
+    'a list of exceptions: dotted paths, or names of built-in ones such as "OSError"',
+    lambda value: isinstance(value, list | tuple) and bool(value) and all(map(_is_path, value)),
+)
 TEXT = _expect("a string that is not empty", _is_text)
 FLAG = _expect("True or False", lambda value: isinstance(value, bool))
 COUNT = _expect("a whole number, 0 or more", _is_count)
 LIMIT = _expect("a whole number, 1 or more", lambda value: _is_count(value, 1))
-SECONDS = _expect("a number of seconds, 0 or more", lambda value: _is_number(value) and value >= 0)
-TIMEOUT = _expect("a number of seconds above 0", lambda value: _is_number(value) and value > 0)
-FACTOR = _expect("a number, 1 or more", lambda value: _is_number(value) and value >= 1)
+SECONDS = _expect("a number of seconds, 0 or more (up to a century)", _is_number)
+TIMEOUT = _expect(
+    "a number of seconds above 0 (up to a century)", lambda value: _is_number(value) and value > 0
+)
+LEASE = _expect(
+    "a number of seconds, 1 or more (up to a century)", lambda value: _is_number(value, 1)
+)
+FACTOR = _expect("a number from 1 to 1000", lambda value: _is_number(value, 1, 1000))
 ON_LOST = _expect('"retry", "fail" or "hold"', lambda value: value in ("retry", "fail", "hold"))
 QUEUE = _expect(
     f"the name of a queue (a string of 1 to {QUEUE_LENGTH} characters)",
@@ -146,17 +165,17 @@ SCHEDULE = _dict_of(
     "cron",
 )
 
-# Options of a job and of a step alike; none of them has its effect yet.
-_SHARED = {
-    "retries": Option(COUNT, supported=False),
-    "retry_delay": Option(SECONDS, supported=False),
-    "retry_backoff": Option(FACTOR, supported=False),
-    "retry_max_delay": Option(SECONDS, supported=False),
-    "retry_jitter": Option(FLAG, supported=False),
-    "retry_on": Option(_each(PATH), supported=False),
-    "timeout": Option(TIMEOUT, supported=False),
-    "atomic": Option(FLAG, supported=False),
-    "on_lost": Option(ON_LOST, supported=False),
+# Options of a job and of a step alike: how an attempt is run, and what follows when it goes wrong.
+SHARED: dict[str, Option] = {
+    "retries": Option(or_none(COUNT)),
+    "retry_delay": Option(SECONDS),
+    "retry_backoff": Option(FACTOR),
+    "retry_max_delay": Option(SECONDS),
+    "retry_jitter": Option(FLAG),
+    "retry_on": Option(EXCEPTIONS),
+    "timeout": Option(or_none(TIMEOUT)),
+    "atomic": Option(FLAG),
+    "on_lost": Option(ON_LOST),
 }
 
 JOB_OPTIONS: dict[str, Option] = {
@@ -169,7 +188,7 @@ JOB_OPTIONS: dict[str, Option] = {
     "queue": Option(QUEUE),
     "priority": Option(PRIORITY),
     "description": Option(_expect("a string", lambda value: isinstance(value, str))),
-    **_SHARED,
+    **SHARED,
     "unique": Option(
         _either(_expect("True or False", lambda value: isinstance(value, bool)), _each(TEXT)),
         supported=False,
@@ -192,7 +211,7 @@ STEP_OPTIONS: dict[str, Option] = {
     "renamed_from": Option(_either(TEXT, _each(TEXT)), supported=False),
     "when": Option(PATH, supported=False),
     "queue": Option(QUEUE, supported=False),
-    **_SHARED,
+    **SHARED,
 }
 
 # The other forms of a step, by the key that makes them: durable pauses and maps.

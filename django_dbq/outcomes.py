@@ -1,15 +1,84 @@
-"""What an attempt may come to, and the pure decision that follows from it.
+"""What a task may return or raise, what an attempt may come to, and the pure decisions that follow.
 
-No database and no clock: the same job, step and error always give the same decision.
+No database, no clock and no chance: the same arguments always give the same decision.
 """
 
+import datetime
+import math
 from dataclasses import dataclass
 
 from django.db.models import TextChoices
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from .pipelines import Pipeline, Step
 from .states import Event, State, target
+
+MAX_LOSSES = 3
+
+
+class Retry(Exception):
+    """Returned or raised by a task: run this step again, later. It is no failure and uses up none of its ``retries``.
+
+    ``DBQ["MAX_RUNS"]`` bounds it. In an atomic step, what the task has written is committed when this is returned, and
+    rolled back when it is raised.
+
+    Args:
+        delay: seconds (or a timedelta) from now.
+        at: the time; aware, or in the current time zone. With neither, the step's own retry delay counts.
+        exc: an exception for the attempt's record.
+
+    Raises:
+        TypeError, ValueError: both ``delay`` and ``at``, or no such time.
+    """
+
+    def __init__(
+        self,
+        delay: float | datetime.timedelta | None = None,
+        at: datetime.datetime | None = None,
+        exc: BaseException | None = None,
+    ) -> None:
+        super().__init__(delay, at, exc)
+        if delay is not None and at is not None:
+            raise TypeError("Retry takes delay or at, not both")
+        if at is not None and not isinstance(at, datetime.datetime):
+            raise TypeError(f"Retry's at is {at!r}. Expected: a datetime.")
+        if isinstance(delay, datetime.timedelta):
+            delay = delay.total_seconds()
+        if delay is not None and not 0 <= delay < math.inf:
+            raise ValueError(f"Retry's delay is {delay!r}. Expected: seconds, 0 or more.")
+        if at is not None and timezone.is_naive(at):
+            at = timezone.make_aware(at)
+        self.delay, self.at, self.exc = delay, at, exc
+
+    def __str__(self) -> str:
+        when = (
+            f"at {self.at}" if self.at else "again" if self.delay is None else f"in {self.delay} s"
+        )
+        return f"to be run {when}" + (f": {self.exc!r}" if self.exc is not None else "")
+
+
+class Abort(Exception):
+    """Returned or raised by a task: the job has failed, whatever ``retries`` are left."""
+
+
+class TimedOut(BaseException):
+    """Raised in a task that has run for longer than its step's ``timeout``.
+
+    A BaseException, so that ``except Exception`` in a task does not swallow it; ``finally`` and ``with`` work as ever.
+    """
+
+
+class Interrupted(BaseException):
+    """Raised in a task whose worker has to end now: the job is handed back, with its attempt."""
+
+
+class ClaimLost(BaseException):
+    """Raised in a task whose job is no longer its worker's: nothing of this attempt will be saved."""
+
+
+class Exhausted(Exception):
+    """Why a job has failed although its task was not asked again: it was lost, timed out or run too often."""
 
 
 class AttemptOutcome(TextChoices):
@@ -17,6 +86,20 @@ class AttemptOutcome(TextChoices):
 
     SUCCEEDED = "succeeded", _("Succeeded")
     FAILED = "failed", _("Failed")
+    TIMED_OUT = "timed_out", _("Timed out")
+    LOST = "lost", _("Lost")  # its worker stopped reporting
+    RETRIED = "retried", _("Retried")  # the task itself has asked for it
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """What a job has behind it at its current step, and what it may have."""
+
+    attempt: int = 1  # the number of this one, over all steps
+    failures: int = 0  # of this step, before this attempt
+    lost: int = 0
+    retries: int = 0  # that the step may have, or else the worker's default
+    max_runs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +109,138 @@ class Decision:
     event: Event
     state: State
     next_step: Step | None
+    outcome: AttemptOutcome
+    error: BaseException | None = None  # why, for the record and the failure hook
+    failures: int = 0
+    lost: int = 0
+    run_after: datetime.datetime | None = None  # None leaves it as it is
 
 
-def decide(pipeline: Pipeline, step: Step, error: BaseException | None) -> Decision:
-    """Decide where a job goes after an attempt at ``step`` that ended with ``error``, or well if that is None."""
-    if error is not None:
-        return decide_failure(step)
+def decide(pipeline: Pipeline, step: Step) -> Decision:
+    """Decide where a job goes after an attempt at ``step`` that has done its work."""
     following = pipeline.after(step)
     event = Event.LAST_STEP_DONE if following is None else Event.STEP_DONE
-    return Decision(event, target(event), following)
+    return Decision(event, target(event), following, AttemptOutcome.SUCCEEDED)
 
 
-def decide_failure(step: Step) -> Decision:
+def decide_failure(
+    step: Step,
+    tries: Tries,
+    error: BaseException,
+    now: datetime.datetime,
+    retriable: bool = True,
+    chance: float = 1.0,
+) -> Decision:
+    """Decide whether a step is tried again after an attempt that has not done its work, and when.
+
+    Args:
+        error: what has ended the attempt.
+        retriable: whether the step's ``retry_on`` names this error.
+        chance: from 0 to 1, for a delay with jitter.
+    """
+    outcome, failures = AttemptOutcome.FAILED, tries.failures + 1
+    if isinstance(error, Retry):
+        outcome, failures = AttemptOutcome.RETRIED, tries.failures
+    elif isinstance(error, TimedOut):
+        outcome, retriable = AttemptOutcome.TIMED_OUT, True
+    again = isinstance(error, Retry) or (
+        retriable and not isinstance(error, Abort) and failures <= tries.retries
+    )
+    if again and tries.max_runs is not None and tries.attempt >= tries.max_runs:
+        cause, error = (
+            error,
+            Exhausted(
+                f"The job was run {tries.attempt} times, and once more is asked for; "
+                f'DBQ["MAX_RUNS"] allows {tries.max_runs}.'
+            ),
+        )
+        error.__cause__ = cause
+        again = False
+    if not again:
+        return fail(step, error, outcome)
+    return Decision(
+        Event.TRIED_AGAIN,
+        target(Event.TRIED_AGAIN),
+        step,
+        outcome,
+        error,
+        failures=failures,
+        lost=tries.lost,
+        run_after=_when(step, error, tries.failures + 1, now, chance),
+    )
+
+
+def fail(
+    step: Step, error: BaseException, outcome: AttemptOutcome = AttemptOutcome.FAILED
+) -> Decision:
     """A failed job keeps naming the step that failed, so that resetting its state runs that step again."""
-    return Decision(Event.ATTEMPT_FAILED, target(Event.ATTEMPT_FAILED), step)
+    event = Event.FAILED_FOR_GOOD
+    return Decision(event, target(event), step, outcome, error)
+
+
+def _when(
+    step: Step, error: BaseException, number: int, now: datetime.datetime, chance: float
+) -> datetime.datetime | None:
+    if isinstance(error, Retry) and error.at is not None:
+        return error.at
+    asked = error.delay if isinstance(error, Retry) else None
+    delay = retry_delay(step, number, chance) if asked is None else asked
+    try:
+        return now + datetime.timedelta(seconds=delay) if delay else None
+    except OverflowError:
+        return datetime.datetime.max.replace(tzinfo=datetime.UTC)
+
+
+def retry_delay(step: Step, number: int, chance: float = 1.0) -> float:
+    """Seconds to wait before the retry of this ``number`` (from 1): exponential, capped, and with jitter between half
+    of it and the whole.
+    """
+    try:
+        delay = min(step.retry_max_delay, step.retry_delay * step.retry_backoff ** (number - 1))
+    except OverflowError:
+        delay = step.retry_max_delay if step.retry_delay else 0.0
+    return delay * (0.5 + 0.5 * chance) if step.retry_jitter else delay
+
+
+def exhausted(step: Step, tries: Tries) -> Exhausted | None:
+    """Why a job that has just been claimed is not to be run again, or None; ``tries`` as they were before the claim.
+
+    After an ordinary failure `decide` has had its say. This is for attempts that nobody lived to judge.
+    """
+    losses = {"fail": 1, "retry": MAX_LOSSES}.get(step.on_lost)  # after "hold" a person has decided
+    if losses is not None and tries.lost >= losses:
+        times = "" if tries.lost == 1 else f" {tries.lost} times"
+        return Exhausted(
+            f"The worker was lost{times} while it ran {step.path}: the job may be what kills it."
+        )
+    if tries.failures > tries.retries:
+        times = "once" if tries.failures == 1 else f"{tries.failures} times"
+        return Exhausted(
+            f"{step.path} has failed or timed out {times}; retries that are allowed: {tries.retries}."
+        )
+    if (
+        tries.max_runs is not None
+        and tries.attempt > tries.max_runs
+        and (tries.failures or tries.lost)
+    ):
+        return Exhausted(
+            f'The job was run as often as DBQ["MAX_RUNS"] allows: {tries.max_runs} times.'
+        )
+    return None
+
+
+def decide_lost(step: Step, tries: Tries) -> Decision:
+    """Decide where a job goes whose worker has stopped reporting.
+
+    One that has been lost too often goes on all the same: whoever claims it next fails it (`exhausted`), and runs its
+    failure hook.
+    """
+    event = Event.LOST_AND_HELD if step.on_lost == "hold" else Event.LOST
+    return Decision(
+        event,
+        target(event),
+        step,
+        AttemptOutcome.LOST,
+        failures=tries.failures,
+        lost=tries.lost + 1,
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from .options import JOB_OPTIONS, PAUSE_OPTIONS, STEP_OPTIONS, Option, Problem
+from .options import JOB_OPTIONS, PAUSE_OPTIONS, SHARED, STEP_OPTIONS, Option, Problem
 
 NAME_LENGTH = 200  # of a job, as the column has it
 PATH_LENGTH = 255  # of a task's dotted path
@@ -25,10 +25,22 @@ class UnknownJob(KeyError):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One task of a pipeline: identified by its place (from 0) and its path."""
+    """One task of a pipeline, identified by its place (from 0) and its path, and how its attempts are run.
+
+    Delays and the timeout are in seconds.
+    """
 
     place: int
     path: str
+    retries: int | None = None  # None says nothing: the worker's default
+    retry_delay: float = 0
+    retry_backoff: float = 2
+    retry_max_delay: float = 600
+    retry_jitter: bool = False
+    retry_on: tuple[str, ...] = ()  # paths; none at all means every Exception
+    timeout: float | None = None
+    atomic: bool = False
+    on_lost: str = "retry"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +74,20 @@ class Pipeline:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """The options that a job, a step or the defaults give themselves: for checks that name the place of a mistake."""
+
+    where: str  # the key path
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Catalogue(Mapping[str, Pipeline]):
     """Every valid pipeline by name, with the problems of the invalid ones."""
 
     pipelines: Mapping[str, Pipeline] = field(default_factory=lambda: MappingProxyType({}))
     problems: tuple[Problem, ...] = ()
+    written: tuple[Written, ...] = ()  # of the valid pipelines, from the general to the particular
 
     def __getitem__(self, name: str) -> Pipeline:
         return self.pipelines[name]
@@ -104,7 +125,8 @@ def parse(jobs: object, defaults: object = None) -> Catalogue:
     Never raises: whatever is wrong is in the catalogue's ``problems``.
     """
     problems: list[Problem] = []
-    common = _defaults(defaults, problems)
+    written: list[Written] = []
+    common = _defaults(defaults, problems, written)
     if not isinstance(jobs, Mapping):
         problems.append(
             Problem("E001", "JOBS", f"is a {_kind(jobs)}", "Make it a dict of jobs by name.")
@@ -112,14 +134,15 @@ def parse(jobs: object, defaults: object = None) -> Catalogue:
         return Catalogue(problems=tuple(problems))
     pipelines = {}
     for name, entry in jobs.items():
-        found = len(problems)
-        pipeline = _job(name, entry, common, problems)
+        found, levels = len(problems), list[Written]()
+        pipeline = _job(name, entry, common, problems, levels)
         if pipeline is not None and len(problems) == found:
             pipelines[pipeline.name] = pipeline
-    return Catalogue(MappingProxyType(pipelines), tuple(problems))
+            written += levels
+    return Catalogue(MappingProxyType(pipelines), tuple(problems), tuple(written))
 
 
-def _defaults(defaults: object, problems: list[Problem]) -> dict[str, Any]:
+def _defaults(defaults: object, problems: list[Problem], written: list[Written]) -> dict[str, Any]:
     where = 'DBQ["DEFAULTS"]'
     if defaults is None:
         return {}
@@ -128,11 +151,17 @@ def _defaults(defaults: object, problems: list[Problem]) -> dict[str, Any]:
         problems.append(Problem("E008", where, f"is {defaults!r}", hint))
         return {}
     allowed = {key: option for key, option in JOB_OPTIONS.items() if key != "tasks"}
-    return _options(defaults, allowed, where, None, problems)
+    valid = _options(defaults, allowed, where, None, problems)
+    written.append(Written(where, MappingProxyType(valid)))
+    return _over({}, valid, defaults, where, None, problems)
 
 
 def _job(
-    name: object, entry: object, common: dict[str, Any], problems: list[Problem]
+    name: object,
+    entry: object,
+    common: dict[str, Any],
+    problems: list[Problem],
+    written: list[Written],
 ) -> Pipeline | None:
     where = f"JOBS[{name!r}]"
     job = name if isinstance(name, str) else None
@@ -158,7 +187,9 @@ def _job(
             'Make it a list of task paths, or a dict with "tasks".',
         )
         return None
-    options = common | _options(entry, JOB_OPTIONS, where, job, problems)
+    valid = _options(entry, JOB_OPTIONS, where, job, problems)
+    written.append(Written(where, MappingProxyType(valid)))
+    options = _over(common, valid, entry, where, job, problems)
     tasks = entry.get("tasks")
     if not isinstance(tasks, list | tuple) or not tasks:
         said = (
@@ -172,22 +203,25 @@ def _job(
         return None
     steps = []
     for place, step in enumerate(tasks):
-        path = _step(step, f'{where}["tasks"][{place}]', job, problems)
-        steps.append(Step(place, path or ""))
-    options.pop("tasks", None)
+        at = f'{where}["tasks"][{place}]'
+        valid = _step(step, at, job, problems)
+        written.append(Written(at, MappingProxyType(valid)))
+        given = step if isinstance(step, Mapping) else {}
+        own = _over(options, valid, given, at, job, problems)
+        steps.append(_resolved(place, valid.get("task", ""), own))
     known = {key: options[key] for key in options if key in Pipeline.__dataclass_fields__}
     return Pipeline(name=name, steps=tuple(steps), **known)
 
 
 def _step(
     step: object, where: str, job: str | None, problems: list[Problem], inside: str = ""
-) -> str | None:
-    """Check one step of any form; returns the path of a plain task, the only form that runs so far."""
+) -> dict[str, Any]:
+    """Check one step of any form; returns the valid options of a plain task, the only form that runs so far."""
     path = JOB_OPTIONS[
         "creation_hook"
     ]  # any option that holds a dotted path checks it the same way
     if isinstance(step, str):
-        return str(step) if _value(step, path, where, job, problems) else None
+        return {"task": str(step)} if _value(step, path, where, job, problems) else {}
     if isinstance(step, list | tuple):
         if inside == "map":
             problems.append(
@@ -196,20 +230,20 @@ def _step(
                 )
             )
         _group(step, where, job, problems)
-        return None
+        return {}
     if not isinstance(step, Mapping):
         hint = "A step is a task path, a dict with one of task, sleep, wait_for or map, or a list (a parallel group)."
         problems.append(Problem("E005", where, f"is a {_kind(step)}", hint, job))
-        return None
+        return {}
     forms = [key for key in ("task", *PAUSE_OPTIONS) if key in step]
     if len(forms) != 1:
         said = "has " + (" and ".join(forms) if forms else "none of task, sleep, wait_for and map")
         problems.append(Problem("E005", where, said, "Give the step exactly one of them.", job))
-        return None
+        return {}
     (form,) = forms
     if form == "map" and isinstance(step["map"], list | tuple):
         _step(step["map"], f'{where}["map"]', job, problems, inside="map")
-        return None
+        return {}
     values = _options(
         step, STEP_OPTIONS if form == "task" else PAUSE_OPTIONS[form], where, job, problems
     )
@@ -217,7 +251,43 @@ def _step(
         problems.append(
             Problem("E005", where, "is a map without over", "Name the list in the workspace.", job)
         )
-    return values.get("task")
+    return values if form == "task" else {}
+
+
+def _resolved(place: int, path: str, options: Mapping[str, Any]) -> Step:
+    """The step with everything that ``options``, the job's and its own, say of it."""
+    shared = {key: options[key] for key in SHARED if key in options}
+    if "retry_on" in shared:
+        shared["retry_on"] = tuple(shared["retry_on"])
+    return Step(place, path, **shared)
+
+
+def _over(
+    inherited: dict[str, Any],
+    valid: dict[str, Any],
+    given: Mapping[Any, Any],
+    where: str,
+    job: str | None,
+    problems: list[Problem],
+) -> dict[str, Any]:
+    """The ``valid`` ones of the ``given`` options over the ``inherited``; numbers that contradict each other fall out.
+
+    They are compared where one of them is written, and not with one that is refused already.
+    """
+    options = inherited | valid
+    pair = [key for key in ("retry_delay", "retry_max_delay") if key in given]
+    if pair and all(key in valid for key in pair):
+        step = _resolved(0, "", options)
+        if step.retry_delay > step.retry_max_delay:
+            said = {
+                "retry_delay": f"is {step.retry_delay}, above the retry_max_delay of {step.retry_max_delay}",
+                "retry_max_delay": f"is {step.retry_max_delay}, below the retry_delay of {step.retry_delay}",
+            }
+            hint = "No delay exceeds retry_max_delay: give both here, retry_delay not above it."
+            problems.append(Problem("E013", f'{where}["{pair[0]}"]', said[pair[0]], hint, job))
+            for key in said:
+                options.pop(key, None)
+    return options
 
 
 def _group(

@@ -1,12 +1,10 @@
 """The life of a job as data: its states, the events that move it, and the diagram of both.
 
 Everything that depends on a state derives from here: the engine's WHERE clauses, the partial indexes, the check
-constraint, the choices that the admin offers and the drawings in ``docs/states/``
-(``python -m django_dbq.states docs/states`` draws them anew).
+constraint, the choices that the admin offers and the drawings in ``docs/states/`` (``make states`` draws them anew).
 """
 
 import hashlib
-import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -50,7 +48,10 @@ class Event(StrEnum):
     STOP_ASKED = "worker told to stop"
     STEP_DONE = "step done"
     LAST_STEP_DONE = "last step done"
-    ATTEMPT_FAILED = "attempt failed"
+    TRIED_AGAIN = "tried again"
+    FAILED_FOR_GOOD = "failed for good"
+    LOST = "lost"
+    LOST_AND_HELD = "lost, on hold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +74,15 @@ TRANSITIONS: tuple[Transition, ...] = (
         for event, target in (
             (Event.STEP_DONE, State.READY),
             (Event.LAST_STEP_DONE, State.COMPLETE),
-            (Event.ATTEMPT_FAILED, State.FAILED),
+            (Event.TRIED_AGAIN, State.READY),
+            (Event.FAILED_FOR_GOOD, State.FAILED),
             (Event.HANDED_BACK, State.NEW),
             (Event.HANDED_BACK, State.READY),
         )
     ),
+    # Not from STOPPING: what a stopping worker has cut off is handed back. The shutdown was it, not the job.
+    Transition(Event.LOST, State.PROCESSING, State.READY),
+    Transition(Event.LOST_AND_HELD, State.PROCESSING, State.PAUSED),
 )
 
 
@@ -140,7 +145,3 @@ def draw(folder: Path) -> None:
     (folder / "job.dot").write_text(source)
     svg = Source(source).pipe(format="svg", encoding="utf-8")
     (folder / "job.svg").write_text(svg.rstrip() + "\n" + fingerprint(source))
-
-
-if __name__ == "__main__":
-    draw(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/states"))

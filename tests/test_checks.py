@@ -25,9 +25,15 @@ def errors() -> list[Error]:
 
 
 def test_good_settings_have_no_errors(settings: Any) -> None:
-    settings.DBQ = {"WAKEUP": "poll", "DEFAULTS": {"post_task_hook": "tests.jobs.post_task_hook"}}
+    settings.DBQ = {
+        "WAKEUP": "poll",
+        "DEFAULTS": {"post_task_hook": "tests.jobs.post_task_hook", "retry_on": ["Exception"]},
+        "MAX_RUNS": 6,
+        "WORKER_TIMEOUT": 10,
+    }
     settings.JOBS = {
-        "short": [ONE, {"task": TWO}],
+        "short": [ONE, {"task": TWO, "atomic": True}],
+        "async": ["tests.jobs.asynchronous", {"task": "tests.jobs.asynchronous", "timeout": 5}],
         "long": {
             "tasks": [ONE, ONE],
             "creation_hook": "tests.jobs.creation_hook",
@@ -38,6 +44,15 @@ def test_good_settings_have_no_errors(settings: Any) -> None:
             "queue": "slow",
             "priority": 1,
             "description": "Everything there is",
+            "retries": 5,
+            "retry_delay": 1,
+            "retry_backoff": 3,
+            "retry_max_delay": 20,
+            "retry_jitter": True,
+            "retry_on": ["tests.jobs.Boom", "OSError", "asyncio.CancelledError"],
+            "timeout": 60,
+            "atomic": True,
+            "on_lost": "hold",
         },
     }
     assert errors() == []
@@ -85,9 +100,9 @@ BAD: list[tuple[Any, str, str, str]] = [
         "one after the other",
     ),
     (
-        {"feed": {"tasks": [ONE], "retries": 3}},
+        {"feed": {"tasks": [ONE], "unique": True}},
         "E006",
-        "JOBS['feed'][\"retries\"] is not supported yet",
+        "JOBS['feed'][\"unique\"] is not supported yet",
         "Remove it",
     ),
     (
@@ -110,7 +125,55 @@ BAD: list[tuple[Any, str, str, str]] = [
         "JOBS['feed'][\"tasks\"][0] is 'tests.jobs.not_callable', which is not callable",
         "not_callable(job)",
     ),
-    ({"feed": ["tests.jobs.asynchronous"]}, "E010", "an async function", "plain function"),
+    (
+        {"feed": {"tasks": [ONE], "pre_task_hook": "tests.jobs.asynchronous"}},
+        "E010",
+        "JOBS['feed'][\"pre_task_hook\"] is 'tests.jobs.asynchronous', an async function",
+        "plain function",
+    ),
+    (
+        {"feed": {"tasks": [ONE], "retry_on": ["OSError", "OSErorr"]}},
+        "E009",
+        "JOBS['feed'][\"retry_on\"][1] is 'OSErorr', which does not import (ImportError: ",
+        "built-in",
+    ),
+    (
+        {"feed": [ONE, {"task": TWO, "retry_on": ["no_such_module.Gone"]}]},
+        "E009",
+        "JOBS['feed'][\"tasks\"][1][\"retry_on\"][0] is 'no_such_module.Gone', which does not",
+        "exception that can be imported",
+    ),
+    (
+        {"feed": {"tasks": [ONE, TWO], "retry_on": [ONE]}},
+        "E010",
+        "JOBS['feed'][\"retry_on\"][0] is 'tests.jobs.one', which names no exception",
+        "exception class",
+    ),
+    ({"feed": {"tasks": [ONE], "retry_on": ["int"]}}, "E010", "is 'int', which names no", "class"),
+    (
+        {"feed": [ONE, {"task": "tests.jobs.asynchronous", "atomic": True}]},
+        "E012",
+        "JOBS['feed'][\"tasks\"][1] is 'tests.jobs.asynchronous', an async function, in an atomic",
+        "plain function",
+    ),
+    (
+        {"feed": {"tasks": ["tests.jobs.asynchronous"], "atomic": True}},
+        "E012",
+        "JOBS['feed'][\"tasks\"][0] is ",
+        "plain function",
+    ),
+    (
+        {"feed": {"tasks": [ONE, TWO], "retry_delay": 900}},
+        "E013",
+        "JOBS['feed'][\"retry_delay\"] is 900, above the retry_max_delay of 600",
+        "retry_max_delay",
+    ),
+    (
+        {"feed": {"tasks": [ONE, TWO], "retries": 100}},
+        "E013",
+        'JOBS[\'feed\']["retries"] is 100, but DBQ["MAX_RUNS"] allows a job 100 attempts',
+        "more runs",
+    ),
     (
         {"feed": ["tests.jobs.takes_nothing"]},
         "E010",
@@ -165,12 +228,20 @@ def test_the_command_fails_for_a_mistake_and_shows_its_hint(settings: Any) -> No
         ({"WAKEUPS": "poll"}, "E007", 'DBQ["WAKEUPS"] is an unknown setting'),
         ({"WAKEUP": 1}, "E008", 'DBQ["WAKEUP"] is 1'),
         ({"RETENTION": {}}, "E006", 'DBQ["RETENTION"] is not supported yet'),
-        ({"DEFAULTS": {"atomic": True}}, "E006", 'DBQ["DEFAULTS"]["atomic"] is not supported'),
+        ({"DEFAULTS": {"unique": True}}, "E006", 'DBQ["DEFAULTS"]["unique"] is not supported'),
+        ({"MAX_RUNS": 0}, "E008", 'DBQ["MAX_RUNS"] is 0'),
+        ({"WORKER_TIMEOUT": 0.5}, "E008", 'DBQ["WORKER_TIMEOUT"] is 0.5'),
+        (
+            {"DEFAULTS": {"retry_on": ["Gone"]}},
+            "E009",
+            'DBQ["DEFAULTS"]["retry_on"][0] is \'Gone\'',
+        ),
+        ({"DEFAULTS": {"retries": 3}, "MAX_RUNS": 3}, "E013", 'DBQ["DEFAULTS"]["retries"] is 3'),
         ({"DEFAULTS": {"colour": 1}}, "E003", 'DBQ["DEFAULTS"]["colour"] is an unknown option'),
     ],
 )
 def test_mistakes_in_dbq(settings: Any, dbq: Any, code: str, text: str) -> None:
-    settings.JOBS = {"feed": [ONE]}
+    settings.JOBS = {"feed": [ONE, TWO], "clean": [ONE]}
     settings.DBQ = dbq
     (error,) = errors()
     assert error.id == f"django_dbq.{code}"
@@ -209,6 +280,7 @@ def test_user_code_that_raises_while_it_is_imported_is_a_mistake_like_any_other(
         "class x:\n    def __init__(self, job): ...",
         "from functools import partial\nx = partial(lambda a, job: None, 1)",
         "x = id",
+        "async def x(job): ...",
     ],
 )
 def test_whatever_can_be_called_with_the_job_will_do(
@@ -219,9 +291,33 @@ def test_whatever_can_be_called_with_the_job_will_do(
     assert errors() == []
 
 
+@pytest.mark.parametrize("body", ["def x(job): yield", "async def x(job): yield"])
+def test_a_generator_function_would_not_run(settings: Any, module: Path, body: str) -> None:
+    module.write_text(body + "\n")
+    settings.JOBS = {"feed": ["written_by_test.x"]}
+    (error,) = errors()
+    assert error.id == "django_dbq.E010"
+    assert "is 'written_by_test.x', a generator function" in error.msg
+    assert error.hint == "Make it a function without yield."
+
+
+def test_whatever_wraps_an_async_function_counts_as_one(settings: Any, module: Path) -> None:
+    module.write_text("""
+from asgiref.sync import sync_to_async
+from functools import partial
+async def task(n, job): ...
+x, y = partial(task, 1), sync_to_async(lambda job: None)
+""")
+    settings.JOBS = {"feed": {"tasks": ["written_by_test.x", "written_by_test.y"]}}
+    assert errors() == []
+    settings.JOBS = {"feed": {**settings.JOBS["feed"], "atomic": True}}
+    assert [error.id for error in errors()] == ["django_dbq.E012"] * 2
+
+
 def test_paths_of_invalid_entries_are_not_imported(settings: Any, module: Path) -> None:
     module.write_text("raise RuntimeError('no licence')\n")
-    settings.JOBS = {"feed": {"tasks": ["written_by_test.x"], "colour": 1}}
+    entry = {"tasks": ["written_by_test.x"], "retry_on": ["written_by_test.Error"], "colour": 1}
+    settings.JOBS = {"feed": entry}
     assert [error.id for error in errors()] == ["django_dbq.E003"]
 
 

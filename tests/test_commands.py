@@ -130,6 +130,15 @@ def test_worker_says_what_it_serves_and_a_worker_that_ends_is_quiet() -> None:
         (["--tick", "-1"], "0 or more"),
         (["--max_jobs", "0"], "1 or more"),
         (["--max_jobs", "many"], "max_jobs"),
+        (["--processes", "0"], "1 or more"),
+        (["--threads", "0"], "1 or more"),
+        (["--max_memory", "0"], "more than 0 MiB"),
+        (["--max-memory", "-1"], "0 or more"),
+        (["--timeout", "0.9"], "at least 1 second"),
+        (["--timeout", "inf"], "0 or more"),
+        (["--grace", "-1"], "0 or more"),
+        (["--retry", "-1"], "0 or more"),
+        (["--retry", "1.5"], "retry"),
         (["--reload", "sometimes"], "invalid choice"),
         (["a", "b"], "unrecognized arguments"),
     ],
@@ -137,6 +146,11 @@ def test_worker_says_what_it_serves_and_a_worker_that_ends_is_quiet() -> None:
 def test_worker_refuses_what_makes_no_sense(arguments: list[str], message: str) -> None:
     with pytest.raises(CommandError, match=message):
         run("worker", *arguments, "--dry-run")
+
+
+def test_worker_reloads_one_process_only() -> None:
+    with pytest.raises(CommandError, match="not together with --processes"):
+        run("worker", "--processes", "2", "--reload", "always")
 
 
 def test_worker_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,15 +162,23 @@ def test_worker_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(worker_command, "Worker", Recorder)
     monkeypatch.setattr(worker_command.supervisor, "run", lambda worker: None)
-    arguments = ["--rate_limit", "3", "--tick", "0.5", "--max_jobs", "7", "--label", "w{pid}"]
-    run("worker", "--queue", "a", "--queue", "b", *arguments)
+    arguments = "--rate_limit 3 --tick 0.5 --max_jobs 7 --label w{pid} --threads 4 --max_memory 200.5 "
+    arguments += "--timeout 5 --grace 1.5 --retry 2"
+    run("worker", "--queue", "a", "--queue", "b", *arguments.split())
     progress = made.pop("progress")
     assert progress is None
+    assert made.pop("orphaned") is worker_command.supervisor.orphaned
+    assert made.pop("blackbox") is None, "nobody else could see what is done in a test's transaction"
     assert made == {
         "queues": Queues(("a", "b")),
         "rate_limit": 3.0,
         "tick": 0.5,
         "max_jobs": 7,
+        "threads": 4,
+        "max_memory": 200.5,
+        "timeout": 5.0,
+        "grace": 1.5,
+        "retries": 2,
         "label": "w{pid}",
         "once": False,
         "until_done": False,
@@ -165,6 +187,8 @@ def test_worker_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     run("worker", "--exclude_queue", "a", "--once")
     assert (made["queues"], made["once"]) == (Queues(("a",), exclude=True), True)
     assert (made["rate_limit"], made["tick"], made["max_jobs"]) == (0.0, 1.0, None)
+    assert (made["threads"], made["max_memory"], made["timeout"]) == (0, None, None)
+    assert (made["grace"], made["retries"]) == (30.0, 0)
 
 
 # -- worker: which jobs it runs --
@@ -315,7 +339,7 @@ def test_worker_logs_its_start_its_steps_and_its_end(caplog: pytest.LogCaptureFi
         "state=READY"
     )
     assert second.endswith("task=tests.jobs.two attempt=2 state=COMPLETE")
-    assert stopped == "Worker stopped: worker=w tasks=2"
+    assert stopped == "Worker stopped: worker=w tasks=2 reason=nothing is left to do"
 
 
 def test_worker_can_be_called_where_debug_is_on(settings: Any) -> None:

@@ -1,5 +1,6 @@
 """Settings: read once, read anew when they change, and every mistake in ``DBQ``."""
 
+import math
 from typing import Any
 
 import pytest
@@ -58,6 +59,7 @@ def test_without_settings_there_are_no_jobs_and_no_problems(settings: Any) -> No
     assert len(configuration.catalogue) == 0
     assert configuration.problems == ()
     assert configuration.wakeup == "auto"
+    assert (configuration.max_runs, configuration.worker_timeout) == (100, 60.0)
 
 
 def test_what_a_worker_may_claim_is_every_name_with_each_of_its_paths_once(settings: Any) -> None:
@@ -76,15 +78,36 @@ BAD: list[tuple[Any, str, str, str, str]] = [
     ({"WAKEUP": None}, "E008", 'DBQ["WAKEUP"]', "None", '"auto"'),
     ({"WAKEUP": ["poll"]}, "E008", 'DBQ["WAKEUP"]', "['poll']", '"auto"'),
     ({"WAKEUP": "redis://localhost"}, "E006", 'DBQ["WAKEUP"]', "not supported yet", "Remove"),
-    ({"MAX_RUNS": 100}, "E006", 'DBQ["MAX_RUNS"]', "not supported yet", "Remove"),
+    ({"MAX_RUNS": 0}, "E008", 'DBQ["MAX_RUNS"]', "is 0", "1 or more, or None"),
+    ({"MAX_RUNS": -1}, "E008", 'DBQ["MAX_RUNS"]', "is -1", "a whole number"),
+    ({"MAX_RUNS": 1.5}, "E008", 'DBQ["MAX_RUNS"]', "is 1.5", "a whole number"),
+    ({"MAX_RUNS": True}, "E008", 'DBQ["MAX_RUNS"]', "is True", "a whole number"),
+    ({"MAX_RUNS": "5"}, "E008", 'DBQ["MAX_RUNS"]', "is '5'", "a whole number"),
+    ({"MAX_RUNS": math.inf}, "E008", 'DBQ["MAX_RUNS"]', "is inf", "a whole number"),
+    ({"MAX_RUN": 5}, "E007", 'DBQ["MAX_RUN"]', "did you mean 'MAX_RUNS'?", "MAX_RUNS"),
     ({"RETENTION": {}}, "E006", 'DBQ["RETENTION"]', "not supported yet", "Remove"),
-    ({"WORKER_TIMEOUT": 60}, "E006", 'DBQ["WORKER_TIMEOUT"]', "not supported yet", "Remove"),
+    ({"WORKER_TIMEOUT": 0}, "E008", 'DBQ["WORKER_TIMEOUT"]', "is 0", "seconds, 1 or more"),
+    ({"WORKER_TIMEOUT": 0.9}, "E008", 'DBQ["WORKER_TIMEOUT"]', "is 0.9", "seconds, 1 or more"),
+    ({"WORKER_TIMEOUT": math.inf}, "E008", 'DBQ["WORKER_TIMEOUT"]', "is inf", "1 or more"),
+    ({"WORKER_TIMEOUT": math.nan}, "E008", 'DBQ["WORKER_TIMEOUT"]', "is nan", "1 or more"),
+    ({"WORKER_TIMEOUT": 10**400}, "E008", 'DBQ["WORKER_TIMEOUT"]', "is 1000", "1 or more"),
+    ({"WORKER_TIMEOUT": True}, "E008", 'DBQ["WORKER_TIMEOUT"]', "is True", "1 or more"),
+    ({"WORKER_TIMEOUT": "60"}, "E008", 'DBQ["WORKER_TIMEOUT"]', "is '60'", "1 or more"),
+    ({"WORKER_TIMEOUT": None}, "E008", 'DBQ["WORKER_TIMEOUT"]', "is None", "1 or more"),
     ({"DEFAULTS": []}, "E008", 'DBQ["DEFAULTS"]', "[]", "a dict of job options"),
     ({"DEFAULTS": "slow"}, "E008", 'DBQ["DEFAULTS"]', "'slow'", "a dict of job options"),
     ({"DEFAULTS": {"quue": "x"}}, "E003", 'DBQ["DEFAULTS"]["quue"]', "'queue'", "priority"),
     ({"DEFAULTS": {"queue": 5}}, "E004", 'DBQ["DEFAULTS"]["queue"]', "5", "1 to 63"),
     ({"DEFAULTS": {"tasks": ["m.x"]}}, "E003", 'DBQ["DEFAULTS"]["tasks"]', "unknown", "queue"),
-    ({"DEFAULTS": {"retries": 3}}, "E006", 'DBQ["DEFAULTS"]["retries"]', "not supported", "Remove"),
+    (
+        {"DEFAULTS": {"unique": True}},
+        "E006",
+        'DBQ["DEFAULTS"]["unique"]',
+        "not supported",
+        "Remove",
+    ),
+    ({"DEFAULTS": {"retries": -1}}, "E004", 'DBQ["DEFAULTS"]["retries"]', "-1", "whole number"),
+    ({"DEFAULTS": {"retry_delay": 900}}, "E013", 'DBQ["DEFAULTS"]["retry_delay"]', "600", "both"),
 ]
 
 
@@ -101,6 +124,7 @@ def test_mistakes_in_dbq(
     assert hint in problem.hint
     assert len(configuration.catalogue) == 2  # the jobs are not at fault
     assert configuration.wakeup == "auto"
+    assert (configuration.max_runs, configuration.worker_timeout) == (100, 60.0)
 
 
 @pytest.mark.parametrize("wakeup", ["auto", "poll"])
@@ -109,3 +133,19 @@ def test_what_is_right(settings: Any, wakeup: str) -> None:
     settings.DBQ = {"WAKEUP": wakeup, "DEFAULTS": {}}
     assert conf.configuration().problems == ()
     assert conf.configuration().wakeup == wakeup
+
+
+@pytest.mark.parametrize("runs", [1, 100, 10**9, None])
+def test_max_runs(settings: Any, runs: int | None) -> None:
+    settings.JOBS = GOOD
+    settings.DBQ = {"MAX_RUNS": runs}
+    assert conf.configuration().problems == ()
+    assert conf.configuration().max_runs == runs
+
+
+@pytest.mark.parametrize("seconds", [1, 1.5, 60, 3600])
+def test_worker_timeout_is_a_float_of_seconds(settings: Any, seconds: float) -> None:
+    settings.JOBS = GOOD
+    settings.DBQ = {"WORKER_TIMEOUT": seconds}
+    assert conf.configuration().problems == ()
+    assert repr(conf.configuration().worker_timeout) == repr(float(seconds))

@@ -112,7 +112,7 @@ def test_the_examples_of_the_readme(shop: dict[str, Any], settings: Any) -> None
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("name", ["jobs", "signals", "testing", "worker"])
+@pytest.mark.parametrize("name", ["jobs", "reliability", "signals", "testing", "worker"])
 def test_the_python_of_a_page(name: str, shop: dict[str, Any], settings: Any) -> None:
     if name != "jobs":  # the pipelines and tasks that other pages speak of
         run_python((ROOT / "docs/jobs.md").read_text(), shop, settings)

@@ -27,6 +27,8 @@ NAMES = [
     "0007_attempts_and_workers",
     "0008_claim_indexes",
     "0009_longer_names",
+    "0010_failures_losses_and_heartbeats",
+    "0011_held_index",
 ]
 
 
@@ -88,7 +90,7 @@ def columns() -> dict[str, int | None]:
     return {column.name: column.display_size or column.internal_size for column in described}
 
 
-OURS = {"dbq_job_claim", "dbq_job_future", "dbq_job_state"}
+OURS = {"dbq_job_claim", "dbq_job_future", "dbq_job_held", "dbq_job_state"}
 
 
 def test_there_and_back_again(migrate: Migrate) -> None:

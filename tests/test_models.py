@@ -56,6 +56,10 @@ def test_a_new_job() -> None:
         "attempt": 0,
         "worker": None,
         "finished": None,
+        "failures": 0,
+        "lost": 0,
+        "progress": None,
+        "progress_message": "",
     }
     assert {name: getattr(stored, name) for name in expected} == expected
     assert {name: getattr(job, name) for name in expected} == expected
@@ -173,8 +177,8 @@ def test_an_unknown_job_is_not_created() -> None:
 
 
 def test_an_entry_with_a_mistake_makes_no_jobs(settings: Any) -> None:
-    settings.JOBS = {"feed": {"tasks": ["tests.jobs.one"], "retries": 3}}
-    with pytest.raises(UnknownJob, match=r"not valid: JOBS\['feed'\]\[\"retries\"\] is not supp"):
+    settings.JOBS = {"feed": {"tasks": ["tests.jobs.one"], "unique": True}}
+    with pytest.raises(UnknownJob, match=r"not valid: JOBS\['feed'\]\[\"unique\"\] is not supp"):
         Job.objects.create(name="feed")
 
 
@@ -397,6 +401,7 @@ def test_the_indexes_of_the_table_stand_in_the_database() -> None:
     expected = {
         "dbq_job_claim": claim if partial else ["state", "due", *claim],
         "dbq_job_future": ["run_after"] if partial else ["state", "due", "run_after"],
+        "dbq_job_held": ["worker_id"] if partial else ["state", "worker_id"],
     }
     with connection.cursor() as cursor:
         made = connection.introspection.get_constraints(cursor, Job._meta.db_table)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from django_dbq.options import JOB_OPTIONS, PAUSE_OPTIONS, STEP_OPTIONS
-from django_dbq.pipelines import Catalogue, Pipeline, Step, UnknownJob, nearest, parse
+from django_dbq.options import JOB_OPTIONS, PAUSE_OPTIONS, SHARED, STEP_OPTIONS
+from django_dbq.pipelines import Catalogue, Pipeline, Step, UnknownJob, Written, nearest, parse
 
 PATH = "shop.jobs.pack"
 
@@ -70,8 +70,79 @@ def test_defaults_hold_for_entries_that_do_not_say() -> None:
     assert {p.failure_hook for p in catalogue.values()} == {"shop.hooks.failed"}
 
 
+def test_everything_that_a_step_may_carry() -> None:
+    options = {
+        "retries": 5,
+        "retry_delay": 1.5,
+        "retry_backoff": 3,
+        "retry_max_delay": 60,
+        "retry_jitter": True,
+        "retry_on": ("OSError", "shop.errors.Closed"),
+        "timeout": 300,
+        "atomic": True,
+        "on_lost": "hold",
+    }
+    step = parse({"order": [{"task": PATH, **options}]})["order"].steps[0]
+    assert step == Step(0, PATH, **options)  # type: ignore[arg-type]
+    assert {field.name for field in dataclasses.fields(Step)} == {"place", "path", *options}
+
+
+def test_a_step_without_options_has_the_defaults_of_the_documentation() -> None:
+    assert dataclasses.asdict(parse({"order": [PATH]})["order"].steps[0]) == {
+        "place": 0,
+        "path": PATH,
+        "retries": None,
+        "retry_delay": 0,
+        "retry_backoff": 2,
+        "retry_max_delay": 600,
+        "retry_jitter": False,
+        "retry_on": (),
+        "timeout": None,
+        "atomic": False,
+        "on_lost": "retry",
+    }
+
+
+def test_what_a_step_says_counts_more_than_its_job_and_that_more_than_the_defaults() -> None:
+    defaults = {"retries": 1, "timeout": 10, "on_lost": "hold", "retry_on": ["OSError"]}
+    job = {
+        "tasks": ["m.a", {"task": "m.b"}, {"task": "m.c", "retries": 0, "timeout": None}],
+        "retries": 2,
+        "atomic": True,
+    }
+    catalogue = parse({"long": job, "short": ["m.a"]}, defaults)
+    assert catalogue.problems == ()
+    shared: dict[str, Any] = {"on_lost": "hold", "retry_on": ("OSError",)}
+    assert catalogue["long"].steps == (
+        Step(0, "m.a", retries=2, timeout=10, atomic=True, **shared),
+        Step(1, "m.b", retries=2, timeout=10, atomic=True, **shared),
+        Step(2, "m.c", retries=0, timeout=None, atomic=True, **shared),
+    )
+    assert catalogue["short"].steps == (Step(0, "m.a", retries=1, timeout=10, **shared),)
+
+
+def test_steps_are_values() -> None:
+    entry = [{"task": PATH, "retry_on": ["OSError"], "retries": 3}]
+    assert len({parse({"a": entry})["a"].steps[0], parse({"b": entry})["b"].steps[0]}) == 1
+    assert not hasattr(Step(0, PATH), "__dict__")
+
+
+def test_a_catalogue_keeps_who_wrote_what() -> None:
+    jobs = {
+        "a": {"tasks": [{"task": "m.a", "retries": 3}, "m.b"], "atomic": True},
+        "bad": {"tasks": ["m.a"], "colour": 1, "retries": 1},
+    }
+    assert parse(jobs, {"timeout": 10}).written == (
+        Written('DBQ["DEFAULTS"]', {"timeout": 10}),
+        Written("JOBS['a']", {"tasks": jobs["a"]["tasks"], "atomic": True}),
+        Written("JOBS['a'][\"tasks\"][0]", {"task": "m.a", "retries": 3}),
+        Written("JOBS['a'][\"tasks\"][1]", {"task": "m.b"}),
+    )
+
+
 def test_parsing_imports_nothing() -> None:
-    assert parse({"order": ["no.such.module.at_all"]}).problems == ()
+    entry = {"tasks": ["no.such.module.at_all"], "retry_on": ["no.such.module.Error"]}
+    assert parse({"order": entry}).problems == ()
 
 
 def test_pipelines_cannot_be_changed() -> None:
@@ -159,7 +230,8 @@ def test_nearest() -> None:
 # -- options: each that the design names, in right and wrong forms --
 
 WHOLE, PATHS, YES_NO = "whole number", "dotted path", "True or False"
-NOT_COUNTS = [-1, 1.5, True, "3", None]
+NOT_COUNTS = [-1, 1.5, True, "3", math.inf]
+NOT_NUMBERS = [True, "5", math.nan, math.inf, -math.inf, 10**400, [], 1j]
 NOT_PATHS = ["", "with space.x", "a..b", ".a", "a.", 5, None, ["a.b"], "a." + "b" * 254]
 
 # option: values of the right form; values of the wrong form; a word of what is expected instead
@@ -173,14 +245,18 @@ NOW: dict[str, tuple[list[Any], list[Any], str]] = {
     "priority": ([0, -32768, 32767], [-32769, 32768, 1.0, True, "1", None], "-32768 to 32767"),
     "description": (["", "Feeds the cats"], [5, None, ["x"]], "a string"),
 }
-LATER_ON_BOTH: dict[str, tuple[list[Any], list[Any], str]] = {
-    "retries": ([0, 3], NOT_COUNTS, WHOLE),
-    "retry_delay": ([0, 1.5, 60], [-1, "5", True, None, math.nan], "seconds, 0 or more"),
-    "retry_backoff": ([1, 2, 1.5], [0.5, "2", True, None], "1 or more"),
-    "retry_max_delay": ([0, 600], [-1, "600", None], "seconds, 0 or more"),
+NOW_ON_BOTH: dict[str, tuple[list[Any], list[Any], str]] = {
+    "retries": ([0, 3, None], NOT_COUNTS, WHOLE),
+    "retry_delay": ([0, 1.5, 600], [-1, None, *NOT_NUMBERS], "seconds, 0 or more"),
+    "retry_backoff": ([1, 2, 1.5, 1000], [0.5, 1001, None, *NOT_NUMBERS], "1 to 1000"),
+    "retry_max_delay": ([0, 600, 1e9], [-1, None, *NOT_NUMBERS], "seconds, 0 or more"),
     "retry_jitter": ([True, False], [1, "yes", None], YES_NO),
-    "retry_on": ([["builtins.OSError"], (PATH, PATH)], [[], "builtins.OSError", None], "a list"),
-    "timeout": ([0.5, 300], [0, -1, "5", True, None], "seconds above 0"),
+    "retry_on": (
+        [["ValueError"], ["builtins.OSError"], (PATH, "OSError")],
+        [[], "ValueError", "builtins.OSError", None, {"OSError"}, [OSError], ["a b"], [""]],
+        "a list of exceptions",
+    ),
+    "timeout": ([0.5, 300, None], [0, -1, *NOT_NUMBERS], "seconds above 0"),
     "atomic": ([True, False], [0, "true", None], YES_NO),
     "on_lost": (["retry", "fail", "hold"], ["ignore", "", None, 1, []], '"hold"'),
 }
@@ -240,15 +316,13 @@ LATER_ON_STEPS: dict[str, tuple[list[Any], list[Any], str]] = {
     "when": ([PATH], NOT_PATHS, PATHS),
     "queue": (["mail"], ["", "q" * 64, 5, None], "1 to 63 characters"),
 }
-LATER = {
-    "job": LATER_ON_BOTH | LATER_ON_JOBS,
-    "step": LATER_ON_BOTH | LATER_ON_STEPS,
-}
+LATER = {"job": LATER_ON_JOBS, "step": LATER_ON_STEPS}
 
 
 def test_the_tables_here_name_every_option() -> None:
-    assert set(JOB_OPTIONS) == {"tasks", *NOW, *LATER["job"]}
-    assert set(STEP_OPTIONS) == {"task", *LATER["step"]}
+    assert set(JOB_OPTIONS) == {"tasks", *NOW, *NOW_ON_BOTH, *LATER["job"]}
+    assert set(STEP_OPTIONS) == {"task", *NOW_ON_BOTH, *LATER["step"]}
+    assert set(SHARED) == set(NOW_ON_BOTH)
 
 
 def rows(table: dict[str, tuple[list[Any], list[Any], str]], wrong: bool) -> list[Any]:
@@ -282,6 +356,97 @@ def with_option(on: str, option: str, value: Any) -> tuple[dict[str, Any], str]:
         return {"order": {"tasks": [PATH], option: value}}, f"JOBS['order'][\"{option}\"]"
     step = {"task": PATH, option: value}
     return {"order": [PATH, step]}, f'JOBS[\'order\']["tasks"][1]["{option}"]'
+
+
+@pytest.mark.parametrize("on", ["defaults", "job", "step"])
+@pytest.mark.parametrize(("option", "value", "expected"), rows(NOW_ON_BOTH, wrong=False))
+def test_options_of_steps_reach_them_from_wherever_they_are_written(
+    option: str, value: Any, expected: str, on: str
+) -> None:
+    if on == "defaults":
+        catalogue = parse({"order": [PATH]}, {option: value})
+    else:
+        catalogue = parse(with_option(on, option, value)[0])
+    assert catalogue.problems == ()
+    wanted = tuple(value) if option == "retry_on" else value
+    assert getattr(catalogue["order"].steps[-1], option) == wanted
+
+
+@pytest.mark.parametrize("on", ["job", "step"])
+@pytest.mark.parametrize(("option", "value", "expected"), rows(NOW_ON_BOTH, wrong=True))
+def test_wrong_values_of_options_of_steps_are_refused_once(
+    option: str, value: Any, expected: str, on: str
+) -> None:
+    jobs, where = with_option(on, option, value)
+    catalogue = parse(jobs)
+    assert found(catalogue) == [("E004", where)]
+    (problem,) = catalogue.problems
+    assert problem.text == f"is {value!r}"
+    assert expected in problem.hint
+    assert len(catalogue) == 0
+
+
+ORDER, FIRST = "JOBS['order']", "JOBS['order'][\"tasks\"][0]"
+
+
+@pytest.mark.parametrize(
+    ("defaults", "job", "step", "where", "text"),
+    [
+        ({}, {"retry_delay": 601}, {}, ORDER, "is 601, above the retry_max_delay of 600"),
+        ({}, {}, {"retry_delay": 601}, FIRST, "is 601, above the retry_max_delay of 600"),
+        (
+            {"retry_max_delay": 30},
+            {"retry_delay": 60},
+            {},
+            ORDER,
+            "is 60, above the retry_max_delay of 30",
+        ),
+        ({}, {"retry_max_delay": 5, "retry_delay": 5.5}, {}, ORDER, "is 5.5, above"),
+        (
+            {},
+            {"retry_delay": 60},
+            {"retry_max_delay": 30},
+            FIRST,
+            "is 30, below the retry_delay of 60",
+        ),
+        ({"retry_delay": 601}, {}, {}, 'DBQ["DEFAULTS"]', "is 601, above"),
+    ],
+)
+def test_delays_that_contradict_each_other_are_told_where_one_is_written_and_once(
+    defaults: Any, job: Any, step: Any, where: str, text: str
+) -> None:
+    jobs = {"order": {"tasks": [{"task": PATH, **step}, PATH], **job}}
+    (problem,) = parse(jobs, defaults).problems
+    key = "retry_max_delay" if "below" in text else "retry_delay"
+    assert (problem.code, problem.where) == ("E013", f'{where}["{key}"]')
+    assert problem.text.startswith(text)
+    assert "retry_max_delay" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("job", "step"),
+    [
+        ({"retry_delay": 60, "retry_max_delay": 60}, {}),
+        ({"retry_delay": 700, "retry_max_delay": 800}, {"retry_delay": 800}),
+        ({"retry_delay": 60}, {"retry_delay": 10, "retry_max_delay": 30}),
+        ({"retry_max_delay": 0}, {}),
+        ({"retry_backoff": 1, "retry_jitter": True, "retry_on": ["OSError"]}, {"retry_delay": 5}),
+    ],
+)
+def test_delays_that_do_not_contradict_each_other_need_no_retries(job: Any, step: Any) -> None:
+    jobs = {"order": {"tasks": [{"task": PATH, **step}], **job}}
+    assert parse(jobs).problems == ()
+
+
+def test_a_wrong_delay_is_not_compared_as_well() -> None:
+    catalogue = parse({"order": [{"task": PATH, "retry_delay": 900, "retry_max_delay": "long"}]})
+    assert found(catalogue) == [("E004", f'{FIRST}["retry_max_delay"]')]
+
+
+def test_delays_of_the_defaults_that_contradict_each_other_reach_no_job() -> None:
+    catalogue = parse({"order": [PATH]}, {"retry_delay": 90, "retry_max_delay": 30, "retries": 3})
+    assert [problem.job for problem in catalogue.problems] == [None]
+    assert catalogue["order"].steps == (Step(0, PATH, retries=3),)
 
 
 @pytest.mark.parametrize("on", ["job", "step"])
@@ -387,7 +552,7 @@ def test_a_bad_entry_takes_no_other_with_it() -> None:
 
 def test_every_mistake_is_reported_at_once() -> None:
     jobs = {
-        "a": {"tasks": [PATH, 5], "queue": 5, "colour": 1, "retries": 3},
+        "a": {"tasks": [PATH, 5], "queue": 5, "colour": 1, "unique": True, "retry_delay": 900},
         "b": {},
         5: [PATH],
     }
@@ -399,7 +564,8 @@ def test_every_mistake_is_reported_at_once() -> None:
         ("E004", 'DBQ["DEFAULTS"]["priority"]'),
         ("E004", "JOBS['a'][\"queue\"]"),
         ("E005", "JOBS['a'][\"tasks\"][1]"),
-        ("E006", "JOBS['a'][\"retries\"]"),
+        ("E006", "JOBS['a'][\"unique\"]"),
+        ("E013", "JOBS['a'][\"retry_delay\"]"),
     ]
 
 

@@ -3,7 +3,11 @@
 import ast
 import importlib
 import inspect
+import os
 import pkgutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +18,7 @@ from django.dispatch import Signal
 
 import django_dbq
 import django_dbq.management.commands
-from django_dbq import conf, signals
+from django_dbq import conf, outcomes, signals
 from django_dbq.models import Attempt, Job, JobManager, JobQuerySet, Worker
 from django_dbq.states import State
 
@@ -41,6 +45,21 @@ def defined(module: str) -> set[str]:
 @pytest.mark.parametrize("module", MODULES)
 def test_the_public_modules_export_these_names(module: str) -> None:
     assert defined(module) - {"logger"} == MODULES[module]
+
+
+def test_the_package_itself_has_what_tasks_return() -> None:
+    assert set(django_dbq.__all__) == {"Abort", "Retry"}
+    assert (django_dbq.Abort, django_dbq.Retry) == (outcomes.Abort, outcomes.Retry)
+
+
+def test_the_package_can_be_imported_before_there_are_settings() -> None:
+    """By a settings module, say."""
+    root = str(Path(__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root}
+    environment.pop("DJANGO_SETTINGS_MODULE", None)
+    subprocess.run(
+        [sys.executable, "-c", "from django_dbq import Abort, Retry"], env=environment, check=True
+    )
 
 
 def test_errors_stand_where_the_documentation_says() -> None:
@@ -91,6 +110,10 @@ def test_signals() -> None:
                 "attempt",
                 "worker",
                 "finished",
+                "failures",
+                "lost",
+                "progress",
+                "progress_message",
                 "attempts",
             },
         ),
@@ -111,7 +134,19 @@ def test_signals() -> None:
         ),
         (
             Worker,
-            {"id", "label", "hostname", "pid", "queues", "started", "stopped", "jobs"},
+            {
+                "id",
+                "label",
+                "hostname",
+                "pid",
+                "queues",
+                "started",
+                "stopped",
+                "heartbeat",
+                "timeout",
+                "reason",
+                "jobs",
+            },
         ),
     ],
 )
@@ -133,7 +168,15 @@ def methods(class_: type) -> set[str]:
 
 
 def test_what_jobs_and_their_managers_can_do() -> None:
-    assert methods(Job) == {"save", "prepare", "place", "get_queue_depths"}
+    assert methods(Job) == {
+        "save",
+        "prepare",
+        "place",
+        "checkpoint",
+        "set_progress",
+        "wait",
+        "get_queue_depths",
+    }
     assert methods(Attempt) == {"duration"}
     assert methods(Worker) == set()
     assert methods(JobQuerySet) == {"update", "waiting", "claimable", "bulk_create"}
@@ -158,7 +201,7 @@ def test_states() -> None:
 
 
 def test_settings() -> None:
-    assert set(conf.KEYS) == {"WAKEUP", "DEFAULTS"}
+    assert set(conf.KEYS) == {"WAKEUP", "DEFAULTS", "MAX_RUNS", "WORKER_TIMEOUT"}
     assert not set(conf.KEYS) & set(conf.LATER)
 
 
@@ -180,6 +223,13 @@ COMMANDS: dict[str, set[str]] = {
         "--until-done",
         "--max_jobs",
         "--max-jobs",
+        "--processes",
+        "--threads",
+        "--max_memory",
+        "--max-memory",
+        "--timeout",
+        "--grace",
+        "--retry",
         "--label",
         "--reload",
         "--dry-run",

@@ -5,9 +5,18 @@ from functools import cache
 from django.db import connections
 from django.utils.module_loading import import_string
 
-from .base import Execution, Position, Queues, Storage
+from .base import Execution, Living, Overdue, Position, Queues, Storage, Suspects
 
-__all__ = ["Execution", "Position", "Queues", "Storage", "storage_for"]
+__all__ = [
+    "Execution",
+    "Living",
+    "Overdue",
+    "Position",
+    "Queues",
+    "Storage",
+    "Suspects",
+    "storage_for",
+]
 
 _STORAGES = {
     "postgresql": "django_dbq.storage.postgresql.PostgreSQLStorage",

@@ -5,12 +5,13 @@ import datetime
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
 from django.db import DataError, IntegrityError, connections, transaction
 from django.db.models import Exists, F, Min, OuterRef, Q, QuerySet, Value
-from django.db.models.functions import Concat
+from django.db.models.functions import Concat, Now
 
 from .. import workspaces
 from ..models import Attempt, Job, JobQuerySet, QueuePlace, Worker
@@ -36,6 +37,14 @@ class Queues:
         return named if not self.exclude else f"all but {named}" if named else "all"
 
 
+class Suspects(Enum):
+    """What a claim does with suspects, the jobs that were lost with a worker."""
+
+    ALONE = "alone"  # takes one if it is the first, and nothing else
+    AWAITED = "awaited"  # takes nothing if one is the first
+    PASSED = "passed"  # leaves them
+
+
 @dataclass(slots=True)
 class Position:
     """Where a worker's claims have got to: per queue, priority and creation of the first job of its last claim.
@@ -54,6 +63,25 @@ class Position:
         self.heads = {}
 
 
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """An attempt that has run past its timeout and is still running."""
+
+    job_id: UUID
+    attempt: int
+    started: datetime.datetime
+    report: str  # where the task stands, as text
+
+
+@dataclass(frozen=True, slots=True)
+class Living:
+    """A worker that has not ended, as the database sees it."""
+
+    pk: int
+    label: str
+    left: float  # seconds until its lease is over; not above 0: its jobs may be taken
+
+
 @dataclass(slots=True)
 class Execution:
     """One run of one step by a worker, and what becomes of the job: what the runner reports and `finish` writes."""
@@ -63,18 +91,22 @@ class Execution:
     started: datetime.datetime
     finished: datetime.datetime
     decision: Decision
-    error: BaseException | None = None
     report: str = ""  # the error's traceback as text
     workspace: str | None = None  # as JSON text; None if it is as it was
     moved_to: QueuePlace | None = None  # None if queue, priority and run_after are as they were
     attempt: int = field(init=False)  # the fence, with the worker
+    in_doubt: bool = False  # it may have been written: the connection broke before the answer came
 
     def __post_init__(self) -> None:
         self.attempt = self.job.attempt
 
     @property
+    def error(self) -> BaseException | None:
+        return self.decision.error
+
+    @property
     def outcome(self) -> AttemptOutcome:
-        return AttemptOutcome.SUCCEEDED if self.error is None else AttemptOutcome.FAILED
+        return self.decision.outcome
 
     @property
     def next_place(self) -> int:
@@ -110,6 +142,14 @@ class Storage:
         queryset: JobQuerySet = Job.objects.using(self.alias)
         return queryset
 
+    @property
+    def attempts(self) -> "QuerySet[Attempt]":
+        return Attempt.objects.using(self.alias)
+
+    @property
+    def workers(self) -> "QuerySet[Worker]":
+        return Worker.objects.using(self.alias)
+
     # -- what a database may do better --
 
     shareable = True  # other threads and processes can open the same database
@@ -117,6 +157,10 @@ class Storage:
     def is_refusal(self, error: Exception) -> bool:
         """Whether the database will never take what it was given, rather than being out of reach or busy."""
         return isinstance(error, DataError | IntegrityError | ValueError)
+
+    def is_transient(self, error: Exception) -> bool:
+        """Whether another transaction was in the way (a deadlock, say) and the same one may well succeed now."""
+        return False
 
     def write(self) -> contextlib.AbstractContextManager[Any]:
         """A transaction that reads before it writes, without being overtaken."""
@@ -137,11 +181,18 @@ class Storage:
         """A connection of its own that hears `notify`, or None where the database has no such thing."""
         return None
 
+    def give_up_after(self, seconds: float) -> None:
+        """Have connections that this process opens from now on notice within that time that the network is gone."""
+
     def waiting(self, due: bool) -> JobQuerySet:
         """Jobs that wait for a step, as one of the two partial indexes holds them: those that are due, or the
         future ones.
         """
         return self.jobs.waiting().filter(due=due)
+
+    def held(self) -> JobQuerySet:
+        """Jobs that some worker holds, as the partial index has them."""
+        return self.jobs.filter(state__in=HELD)
 
     # -- creation --
 
@@ -160,6 +211,7 @@ class Storage:
         known_steps: Sequence[str],
         pass_began: datetime.datetime | None = None,
         position: Position | None = None,
+        suspects: Suspects = Suspects.ALONE,
     ) -> list[Job]:
         """Take up to ``limit`` claimable jobs for a worker, in order; each remembers its state before in
         ``claimed_from``.
@@ -168,9 +220,14 @@ class Storage:
             known_steps: ``"name path"`` of every step that the worker can run; others stay where they are.
             pass_began: leave jobs that were created, or of which a step was run, after this time.
             position: where to start, for a database where that saves work; at the head of the backlog without heads.
+            suspects: what to do with jobs that were lost before.
         """
         with self.write():
             picked = self._pick(queues, limit, self._claimable(now, known_steps, pass_began))
+            if picked and picked[0].lost and suspects is not Suspects.PASSED:
+                picked = picked[:1] if suspects is Suspects.ALONE else []
+            else:
+                picked = [job for job in picked if not job.lost]
             for job in picked:
                 job.claimed_from, job.claimed_at = State(job.state), job.place
                 job.workspace = {} if job.workspace is None else job.workspace
@@ -201,9 +258,7 @@ class Storage:
             .filter(stands_at__in=known_steps)
         )
         if pass_began is not None:
-            run = Attempt.objects.using(self.alias).filter(
-                job=OuterRef("pk"), finished__gt=pass_began
-            )
+            run = self.attempts.filter(job=OuterRef("pk"), finished__gt=pass_began)
             queryset = queryset.filter(~Exists(run), created__lte=pass_began)
         return queryset
 
@@ -226,23 +281,27 @@ class Storage:
             for e in won:
                 # A changed workspace is its row's own; rows that are set to the same values share one statement.
                 own = e.job.pk if e.workspace is not None else None
+                told = (e.job.progress, e.job.progress_message) if e.job.progress_unsaved else None
+                decision = e.decision
                 alike[
-                    e.decision.state, e.next_task, e.next_place, e.job_finished, e.moved_to, own
+                    (decision.state, e.next_task, e.next_place, e.job_finished),
+                    (decision.failures, decision.lost, e.moved_to, told, own),
                 ].append(e)
-            for (state, next_task, step, finished, moved_to, own), group in alike.items():
-                values: dict[str, Any] = {
-                    "state": state,
-                    "next_task": next_task,
-                    "step": step,
-                    "finished": finished,
-                    "modified": now,
-                }
+            for (stands, (failures, lost, moved_to, told, own)), group in alike.items():
+                values: dict[str, Any] = dict(
+                    zip(("state", "next_task", "step", "finished"), stands, strict=True),
+                    failures=failures,
+                    lost=lost,
+                    modified=now,
+                )
+                if told is not None:
+                    values["progress"], values["progress_message"] = told
                 if moved_to is not None:
                     values.update(moved_to._asdict())
                 if own is not None:
                     values["workspace"] = workspaces.load(group[0].workspace)
                 self.jobs.filter(pk__in=[e.job.pk for e in group]).update(**values)
-            Attempt.objects.using(self.alias).bulk_create(
+            self.attempts.bulk_create(
                 Attempt(
                     job_id=e.job.pk,
                     number=e.attempt,
@@ -272,6 +331,65 @@ class Storage:
                         state__in=sources(Event.HANDED_BACK),
                     ).update(state=state, worker_id=None, modified=now, attempt=attempt - 1)
         return count
+
+    def checkpoint(self, job: Job, now: datetime.datetime) -> bool:
+        """Save the workspace of a job that is being run; False if the fence no longer holds."""
+        return bool(self._fenced(job).update(workspace=job.workspace, modified=now))
+
+    def save_progress(self, job: Job, now: datetime.datetime) -> bool:
+        """Save how far a job has come; False if the fence no longer holds.
+
+        A row that a transaction of the task's own has locked is left for the next time: waiting for it could take as
+        long as the task.
+        """
+        with self.write():
+            if not self._fenced(job).exists():
+                return False
+            unlocked = list(self._unlocked(self._fenced(job)).values_list("pk", flat=True))
+            self.jobs.filter(pk__in=unlocked).update(
+                progress=job.progress, progress_message=job.progress_message, modified=now
+            )
+        return True
+
+    def mark(self, worker: int, job: Job, state: State, now: datetime.datetime) -> None:
+        """Move a running job on to another held state, if nobody has locked its row."""
+        with self.write():
+            ours = self._fenced(job).filter(worker_id=worker)
+            ids = list(self._unlocked(ours).values_list("pk", flat=True))
+            self.jobs.filter(pk__in=ids).update(state=state, modified=now)
+
+    def _fenced(self, job: Job) -> JobQuerySet:
+        return self.jobs.filter(
+            pk=job.pk, attempt=job.attempt, worker=job.worker_id, state__in=HELD
+        )
+
+    # -- workers --
+
+    def beat(self, worker: int) -> bool:
+        """Renew a worker's lease, by the database's clock; False if the worker has been declared dead."""
+        return bool(self.workers.filter(pk=worker, stopped=None).update(heartbeat=Now()))
+
+    def living(self) -> list[Living]:
+        """All workers that have not ended, and for how long each may still be silent."""
+        rows = self.workers.filter(stopped=None).annotate(clock=Now())
+        return [
+            Living(
+                row.pk,
+                row.label,
+                row.timeout - (row.clock - row.heartbeat).total_seconds() if row.heartbeat else 0.0,
+            )
+            for row in rows
+        ]
+
+    def lock_worker(self, worker: int) -> Worker | None:
+        """Lock a worker's row; None if it is gone, or if somebody else has it. Called within `write`."""
+        skip = self.connection.features.has_select_for_update_skip_locked
+        return self.workers.select_for_update(skip_locked=skip).filter(pk=worker).first()
+
+    def abandoned(self) -> list[int]:
+        """Workers that have ended and still hold jobs."""
+        ended = self.held().filter(worker__stopped__isnull=False).order_by()
+        return list(ended.values_list("worker_id", flat=True).distinct())
 
     # -- housekeeping --
 

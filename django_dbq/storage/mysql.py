@@ -10,8 +10,16 @@ TRIES = 3
 # The driver calls these operational: packet or value too large, no such character, not JSON, JSON too deep.
 REFUSALS = {1153, 1366, 1406, 3140, 3141, 3143, 3157}
 
+# Lock wait timeout, deadlock, and MariaDB's "record has changed since last read".
+TRANSIENT = {1205, 1213, 1020}
+
 
 class MySQLStorage(Storage):
+    def is_transient(self, error: Exception) -> bool:
+        return (
+            isinstance(error, DatabaseError) and error.args[:1] != () and error.args[0] in TRANSIENT
+        )
+
     def is_refusal(self, error: Exception) -> bool:
         return super().is_refusal(error) or (
             isinstance(error, DatabaseError) and error.args[:1] != () and error.args[0] in REFUSALS

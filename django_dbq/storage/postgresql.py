@@ -18,7 +18,7 @@ from django.db import transaction
 from .. import workspaces
 from ..models import Attempt, Job, QueuePlace, Worker
 from ..states import CLAIMABLE, HELD, Event, State, target
-from .base import Execution, Position, Queues, Storage
+from .base import Execution, Position, Queues, Storage, Suspects
 
 CHANNEL = "django_dbq"
 
@@ -36,15 +36,24 @@ ATTNAMES = [field.attname for field in FIELDS]
 WORKSPACE = ATTNAMES.index("workspace")
 # The primary key is looked up once more for the update: with ctid instead, a row that moved would be missed.
 CLAIM = f"""
-WITH picked AS MATERIALIZED ({{pick}})
+WITH head AS MATERIALIZED ({{pick}}),
+suspect AS (
+  SELECT id FROM (SELECT id, lost FROM head ORDER BY priority DESC, created LIMIT 1) AS first WHERE lost > 0),
+picked AS MATERIALIZED (SELECT * FROM head WHERE {{fit}})
 UPDATE {JOB} AS job
 SET state = '{target(Event.CLAIMED).value}', worker_id = %s, attempt = attempt + 1, modified = %s,
   finished = NULL
 FROM picked WHERE job.id = picked.id
 RETURNING picked.claimed_from, {", ".join("job." + column for column in COLUMNS)}
 """
+# A suspect is taken as the first or not at all, and then alone.
+FIT = {
+    Suspects.ALONE: "CASE WHEN EXISTS (SELECT FROM suspect) THEN id = (SELECT id FROM suspect) ELSE lost = 0 END",
+    Suspects.AWAITED: "lost = 0 AND NOT EXISTS (SELECT FROM suspect)",
+    Suspects.PASSED: "lost = 0",
+}
 PICK = f"""
-SELECT id, state AS claimed_from, priority, created FROM {JOB}
+SELECT id, state AS claimed_from, priority, created, lost FROM {JOB}
 WHERE queue_name = {{queue}} AND due AND state IN ({_literals(CLAIMABLE)})
 AND (run_after IS NULL OR run_after <= %s) AND name || ' ' || next_task = ANY(%s::text[]){{more}}
 ORDER BY priority DESC, created LIMIT {{limit}} FOR UPDATE SKIP LOCKED
@@ -81,13 +90,16 @@ WITH outcome AS MATERIALIZED (
   SELECT o.*, %s::bigint AS worker_id, ARRAY[{_literals(HELD)}] AS held
   FROM json_to_recordset(%s::json) AS o(id uuid, attempt int, state text, next_task text, step int, ended bool,
     workspace text, moved bool, queue_name text, priority int, run_after timestamptz, ran_step int, ran_task text,
-    outcome text, started timestamptz, finished timestamptz, error text)),
+    outcome text, started timestamptz, finished timestamptz, error text, failures int, lost int, progress float,
+    progress_message text)),
 won AS (
   UPDATE {JOB} AS job SET state = o.state, next_task = o.next_task, step = o.step, modified = %s,
     finished = CASE WHEN o.ended THEN o.finished END, workspace = COALESCE(o.workspace::jsonb, job.workspace),
     queue_name = COALESCE(o.queue_name, job.queue_name), priority = COALESCE(o.priority, job.priority),
     run_after = CASE WHEN o.moved THEN o.run_after ELSE job.run_after END,
-    due = CASE WHEN o.moved THEN o.run_after IS NULL OR o.run_after <= %s ELSE job.due END
+    due = CASE WHEN o.moved THEN o.run_after IS NULL OR o.run_after <= %s ELSE job.due END,
+    failures = COALESCE(o.failures, 0), lost = COALESCE(o.lost, 0), progress = COALESCE(o.progress, job.progress),
+    progress_message = COALESCE(o.progress_message, job.progress_message)
   FROM outcome AS o
   WHERE job.id = o.id AND job.attempt = o.attempt AND job.worker_id = o.worker_id AND job.state = ANY(o.held)
   RETURNING o.*),
@@ -118,6 +130,17 @@ def _moved(place: QueuePlace | None) -> dict[str, Any]:
     return {**place._asdict(), "run_after": run_after, "moved": True}
 
 
+def _counted(execution: Execution) -> dict[str, Any]:
+    """The same: what most outcomes leave at 0, and what the task may have told of its progress."""
+    decision, job = execution.decision, execution.job
+    values: dict[str, Any] = {}
+    if decision.failures or decision.lost:
+        values.update(failures=decision.failures, lost=decision.lost)
+    if job.progress_unsaved:
+        values.update(progress=job.progress, progress_message=job.progress_message)
+    return values
+
+
 class PostgreSQLStorage(Storage):
     def insert(self, jobs: Sequence[Job], batch_size: int | None = None) -> None:
         """COPY, where the driver is psycopg 3 and there are enough rows for it to pay."""
@@ -145,6 +168,10 @@ class PostgreSQLStorage(Storage):
         state = getattr(error.__cause__, "sqlstate", None) or ""
         return super().is_refusal(error) or state.startswith("54")
 
+    def is_transient(self, error: Exception) -> bool:
+        # Serialization failure, deadlock, lock not available.
+        return getattr(error.__cause__, "sqlstate", None) in ("40001", "40P01", "55P03")
+
     def _is_psycopg3(self) -> bool:
         return hasattr(self.connection.Database, "AsyncConnection")
 
@@ -157,6 +184,7 @@ class PostgreSQLStorage(Storage):
         known_steps: Sequence[str],
         pass_began: datetime.datetime | None = None,
         position: Position | None = None,
+        suspects: Suspects = Suspects.ALONE,
     ) -> list[Job]:
         names = self.names(queues)
         if not names or not known_steps:
@@ -181,7 +209,8 @@ class PostgreSQLStorage(Storage):
             served = [names[0]]
             pick = PICK.format(queue="%s", more=more, limit=limit)
         with self._batch(limit) as cursor:
-            cursor.execute(CLAIM.format(pick=pick), [*served, *filters, worker, now])
+            claim = CLAIM.format(pick=pick, fit=FIT[suspects])
+            cursor.execute(claim, [*served, *filters, worker, now])
             rows = cursor.fetchall()
         jobs = [self._claimed(row) for row in rows]
         jobs.sort(key=lambda job: (-job.priority, job.created))
@@ -215,6 +244,7 @@ class PostgreSQLStorage(Storage):
                 "finished": e.finished.isoformat(),
                 "error": e.report,
                 **_moved(e.moved_to),
+                **_counted(e),
             }
             for e in executions
         ]
@@ -269,6 +299,14 @@ class PostgreSQLStorage(Storage):
     def notify(self, queues: Iterable[str]) -> None:
         with self.connection.cursor() as cursor:
             cursor.execute(NOTIFY, [CHANNEL, list(queues)])
+
+    def give_up_after(self, seconds: float) -> None:
+        """As far as the project has not chosen otherwise. By default, TCP takes a quarter of an hour, or for ever."""
+        options = self.connection.settings_dict.setdefault("OPTIONS", {})
+        options.setdefault("tcp_user_timeout", int(1000 * seconds))
+        probe = max(1, int(seconds / 4))
+        for option, value in (("idle", probe), ("interval", probe), ("count", 3)):
+            options.setdefault(f"keepalives_{option}", value)
 
     def listen(self) -> Any:
         """A psycopg connection that has said LISTEN, or None with psycopg2."""

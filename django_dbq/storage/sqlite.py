@@ -1,14 +1,20 @@
 """SQLite: one writer at a time, so an immediate transaction stands in for row locks."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 from django.db import transaction
 
 from ..models import Job, JobQuerySet
-from ..states import CLAIMABLE
+from ..states import CLAIMABLE, HELD, State
 from .base import Queues, Storage
+
+_TABLE = Job._meta.db_table
+
+
+def _literals(states: Iterable[State]) -> str:
+    return ", ".join(f"'{state.value}'" for state in states)
 
 
 class SQLiteStorage(Storage):
@@ -39,9 +45,16 @@ class SQLiteStorage(Storage):
     def waiting(self, due: bool) -> JobQuerySet:
         # With literals, and in both ways in which versions of Django have written the conditions of the indexes:
         # SQLite matches neither parameters nor other words for the same against the condition of a partial index.
-        states = ", ".join(f"'{state.value}'" for state in CLAIMABLE)
+        states = _literals(CLAIMABLE)
         literally = f"{'due' if due else 'NOT due'} AND due = {int(due)} AND state IN ({states})"
         return cast(JobQuerySet, self.jobs.extra(where=[literally]))
+
+    def held(self) -> JobQuerySet:
+        return cast(JobQuerySet, self.jobs.extra(where=[f"{_TABLE}.state IN ({_literals(HELD)})"]))
+
+    def is_transient(self, error: Exception) -> bool:
+        # The low byte of the extended code: BUSY or LOCKED, of whatever kind.
+        return getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF in (5, 6)
 
     def _pick(self, queues: Queues, limit: int, claimable: JobQuerySet) -> list[Job]:
         if not queues.exclude and len(queues.names) == 1:

@@ -1,18 +1,33 @@
 """A thread beside the tasks, with a database connection of its own: it keeps a long task from holding up anything else.
 
-While a task runs it writes the outcomes of those before, hands back the jobs that would have to wait behind it, and on
-shutdown marks the job as STOPPING.
+While a task runs it writes the outcomes of those before, hands back the jobs that would have to wait behind it, saves
+its progress, and stops it when its time is up. On shutdown it marks what runs as STOPPING.
 """
 
+import datetime
 import logging
+import math
+import sys
 import threading
-from typing import Protocol
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 from django.db import connections
 
+from .. import engine
+from ..models import Worker as WorkerRow
+from ..outcomes import Interrupted, TimedOut
+from ..runner import shorten
+from ..storage import Overdue
 from ..wakeups import Bell
-from .inflight import InFlight
+from .inflight import InFlight, Running
+from .patience import steadily
+
+T = TypeVar("T")
 
 logger = logging.getLogger("django_dbq")
 
@@ -20,17 +35,21 @@ LOOK_EVERY = 0.025  # seconds, while something is in flight
 WRITE_AFTER = 0.02  # seconds that an outcome may wait to be written
 AFTER_ERROR = 1.0  # seconds until the next look
 HAND_BACK_AFTER = 0.25  # seconds that a claimed job may wait to be started
+PROGRESS_EVERY = 1.0  # seconds between two writes of one job's progress
 
 
 class Minded(Protocol):
     """What the minder may ask of its worker; called in the minder's thread."""
 
+    row: WorkerRow
+    using: str
     inflight: InFlight
     stopping: bool
+    leave_by: float  # time.monotonic() when running tasks are to be interrupted
 
+    def clock(self) -> datetime.datetime: ...
     def write_outcomes(self) -> None: ...
     def hand_back(self) -> None: ...
-    def mark_stopping(self) -> None: ...
 
 
 class Minder:
@@ -55,11 +74,10 @@ class Minder:
     def _run(self) -> None:
         try:
             while not self._ended:
-                self.bell.wait(LOOK_EVERY if self.active else None)
+                looking = self.active or self.worker.stopping
+                self.bell.wait(LOOK_EVERY if looking else None)
                 try:
-                    self._stop()
-                    self._write()
-                    self._make_room()
+                    self._look()
                 except Exception:
                     # Out of reach or busy: nothing is lost, the next look tries again.
                     logger.warning("The minder could not write", exc_info=True)
@@ -68,18 +86,66 @@ class Minder:
         finally:
             connections.close_all()
 
-    def _stop(self) -> None:
+    def _look(self) -> None:
+        running = self.worker.inflight.running()
+        now = time.monotonic()
+        self._stop_overdue([one for one in running if (one.deadline or math.inf) <= now])
         if self.worker.stopping:
-            self.worker.hand_back()
-            running = {job.pk for job in self.worker.inflight.running()}
-            if running - self._marked:
-                self.worker.mark_stopping()
-                self._marked |= running
-
-    def _write(self) -> None:
+            self._stop(running, now)
         if self.worker.inflight.unwritten_for() > WRITE_AFTER:
             self.worker.write_outcomes()
-
-    def _make_room(self) -> None:
         if self.worker.inflight.waiting_for() > HAND_BACK_AFTER:
             self.worker.hand_back()
+        for one in running:
+            if one.job.progress_unsaved and now - one.progress_written >= PROGRESS_EVERY:
+                one.progress_written = now
+                self._save_progress(one)
+
+    def _stop_overdue(self, running: Sequence[Running]) -> None:
+        """A timeout is recorded before it is enforced: whatever happens then, the history tells of it."""
+        overdue = [one for one in running if one.sentence(TimedOut(_over(one)))]
+        if not overdue:
+            return
+        try:
+            records = [
+                Overdue(one.job.pk, one.job.attempt, one.started, _report(one))
+                for one in overdue
+                if one.started is not None
+            ]
+            now = self.worker.clock()
+            self._write(partial(engine.record_timeouts, self.worker.row.pk, records, now))
+        finally:
+            # Also without a database: the outcome itself will tell, once that is back.
+            for one in overdue:
+                one.deliver()
+
+    def _stop(self, running: Sequence[Running], now: float) -> None:
+        self.worker.hand_back()
+        for one in running:
+            if one.job.pk not in self._marked:
+                self._marked.add(one.job.pk)
+                worker = self.worker
+                self._write(partial(engine.stopping, worker.row, [one.job], worker.clock()))
+        if now >= self.worker.leave_by:
+            interrupted = Interrupted("The worker has to end now.")
+            for one in running:
+                if one.sentence(interrupted):
+                    one.deliver()
+
+    def _save_progress(self, one: Running) -> None:
+        if not self._write(partial(engine.save_progress, one.job, self.worker.clock())):
+            one.job.claim_is_lost = True  # the task hears of it when it tells of its progress again
+
+    def _write(self, function: Callable[[str], T]) -> T:
+        return steadily(partial(function, self.worker.using), self.worker.using)
+
+
+def _over(one: Running) -> str:
+    return f"The task has run for longer than its timeout of {one.timeout:g} s."
+
+
+def _report(one: Running) -> str:
+    """The message, and where the task stands, if that can be told."""
+    frame = sys._current_frames().get(one.thread or 0)
+    stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+    return shorten(f"{stack}{TimedOut.__name__}: {_over(one)}")

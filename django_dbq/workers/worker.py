@@ -1,25 +1,36 @@
 """One worker process: a loop that claims jobs, runs them and writes what they came to."""
 
+import contextlib
 import datetime
 import logging
+import math
 import os
+import random
 import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
+from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connections, reset_queries
-from django.utils import timezone
 
 from .. import conf, engine
 from ..models import Job
 from ..models import Worker as WorkerRow
-from ..storage import Position, Queues, storage_for
+from ..outcomes import ClaimLost
+from ..storage import Position, Queues, Suspects, storage_for
 from ..wakeups import LOOK_AGAIN, Wakeup
-from .executors import MainThreadExecutor
+from . import lease, memory
+from .blackbox import Blackbox
+from .executors import MainThreadExecutor, ThreadsExecutor
+from .heart import Heart
 from .housekeeping import Housekeeping
-from .inflight import InFlight
+from .inflight import InFlight, Lane
+from .lease import Lease
+from .loop import LoopExecutor, lane_of
 from .minder import Minder
+from .patience import Backoff, steadily
 
 logger = logging.getLogger("django_dbq")
 
@@ -33,10 +44,10 @@ CLAIM_SECONDS = (0.01, 0.00003)
 HEAD_SHARE = 20
 WRITE_AFTER = 0.01  # seconds that an outcome may wait while further quick tasks run
 LISTENING_TICK = 5.0  # seconds between polls while notifications are heard
-RECONNECT = (
-    0.5,
-    30.0,
-)  # seconds to wait for a database that is away, doubled up to the second number
+GRACE = 30.0  # seconds that a stopping worker lets running tasks go on
+UNWIND = 1.0  # seconds that tasks in threads get to end after they were interrupted
+MEMORY_JITTER = 0.1  # of the limit: workers that grow alike do not all end at once
+SUSPECT_TURN = 10.0  # seconds that a busy worker makes room for a suspect; see `Worker._suspects`
 
 
 class Worker:
@@ -45,12 +56,19 @@ class Worker:
         queues: the queues to serve.
         tick: seconds between polls when nothing wakes the worker.
         rate_limit: least number of seconds between the starts of two tasks; 0 for none.
+        threads: how many threads run tasks; 0 runs them in the thread that calls `run`.
         max_jobs: end after so many tasks were run; None for no limit.
+        max_memory: MiB of resident memory above which the worker ends; None for no limit.
+        timeout: seconds of silence after which other workers may take the jobs; None takes ``DBQ["WORKER_TIMEOUT"]``.
+        grace: seconds that running tasks may go on when the worker has been told to stop.
+        retries: of steps that do not say how many they may have.
         once: end after one pass over the jobs that are ready at its start, one step of each.
         until_done: end when nothing is ready.
         label: a name for people; ``{pid}`` is replaced by the process id.
         using: the database alias.
         progress: called with the number of tasks run so far, after each batch.
+        blackbox: what a watchdog reads.
+        orphaned: whether the process has lost the one that supervised it.
     """
 
     def __init__(
@@ -59,38 +77,51 @@ class Worker:
         *,
         tick: float = 1.0,
         rate_limit: float = 0.0,
+        threads: int = 0,
         max_jobs: int | None = None,
+        max_memory: float | None = None,
+        timeout: float | None = None,
+        grace: float = GRACE,
+        retries: int = 0,
         once: bool = False,
         until_done: bool = False,
         label: str = "",
         using: str = "default",
-        clock: Callable[[], datetime.datetime] = timezone.now,
+        clock: Callable[[], datetime.datetime] | None = None,
         progress: Callable[[int], None] | None = None,
+        blackbox: Blackbox | None = None,
+        orphaned: Callable[[], bool] = lambda: False,
     ) -> None:
         self.queues = queues
         self.tick = tick
         self.rate_limit = rate_limit
         self.max_jobs = max_jobs
+        self.max_memory = max_memory
+        self.grace = grace
+        self.retries = retries
         self.ends = once or until_done
         self.using = using
-        self.clock = clock
+        self.clock = clock or _clock()
         self.progress = progress
+        self.blackbox = blackbox
+        self.orphaned = orphaned
+        self.label = label
         self.stopping = False
+        self.leave_by = math.inf
         self.done = 0  # tasks run so far
-        hostname, pid = socket.gethostname(), os.getpid()
-        self.row = WorkerRow(
-            label=(label.replace("{pid}", str(pid)) or f"{hostname}:{pid}")[:255],
-            hostname=hostname,
-            pid=pid,
-            queues=str(queues)[:1000],
-            started=clock(),
-        )
+        self.outages = 0  # of the database
+        self.minded = self._can_be_minded()
+        timeout = timeout or conf.configuration().worker_timeout
+        self.row = self._new_row(timeout)
+        self.lease = Lease(timeout if self.minded else math.inf)
         self.pass_began = self.row.started if once else None
-        self.inflight = InFlight()
+        self.inflight = InFlight(lambda: self.lease.held) if self.minded else InFlight()
         self.housekeeping = Housekeeping(queues, tick, using)
-        self.executor = MainThreadExecutor(
-            self.inflight, using, clock, self._task_ended, self._hand_back_one
+        self.threads = threads if self.minded else 0
+        self.executor: MainThreadExecutor | ThreadsExecutor = (
+            ThreadsExecutor(self, threads) if self.threads else MainThreadExecutor(self)
         )
+        self.loop = LoopExecutor(self) if self.minded else None
         self.minder: Minder | None = None
         self.wakeup = self._wakeup()
         self._batch = 1
@@ -98,92 +129,162 @@ class Worker:
         self._last_start = float("-inf")
         self._wrote_for = 0.0  # seconds, within the current batch
         self._look_again = False
+        self._declared_dead = False
+        self._suspect = False  # what is in flight is a suspect, and so all of it
+        self._turn = SUSPECT_TURN
+        self._turn_ends, self._makes_room = 0.0, False
+        self._paced, self._done_then = 0.0, 0
+        self._coroutines = 0  # to be claimed at least, if there is room
+        self._memory_most = (max_memory or 0) * (1 - MEMORY_JITTER * random.random())
         self._writing = threading.Lock()
+        self._counting = threading.Lock()
+        self._thread: int | None = None  # in which `run` runs
 
     # -- the loop --
 
     def run(self) -> None:
-        """Work until `stop` is called (or, with once, until_done or max_jobs, until that is fulfilled).
+        """Work until `stop` is called (or, with once, until_done, max_jobs or max_memory, until that is fulfilled).
 
         Raises:
             DatabaseError: the database is out of reach at the start or, for a worker that ends by itself, later. A
                 long-running worker waits for it instead.
         """
-        engine.start_worker(self.row, self.using)
+        self._thread = threading.get_ident()
+        self._register(self.row)
         logger.info("Worker started: worker=%s queues=%s", self.row, self.queues)
-        if self._can_be_minded():
-            self.minder = Minder(self)
-            self.minder.start()
-        patience = RECONNECT[0]
-        try:
+        backoff = Backoff()
+        with contextlib.ExitStack() as attendants:
+            if self.minded:
+                heart = Heart(self)
+                heart.start()
+                attendants.callback(heart.end)
+                self.minder = Minder(self)
+                self.minder.start()
+            attendants.callback(self._end)
+            attendants.enter_context(self.executor.open())
             while not self.stopping:
                 try:
                     pause = self.step(self.clock())
-                    patience = RECONNECT[0]
+                    backoff.reset()
                 except (DatabaseError, InterfaceError):
                     if self.ends:
                         raise
-                    logger.exception(
-                        "The database is out of reach, trying again in %.1f s", patience
-                    )
+                    pause = next(backoff)
+                    logger.exception("The database is out of reach, trying again in %.1f s", pause)
+                    self.outages += 1
                     connections.close_all()
-                    pause, patience = patience, min(2 * patience, RECONNECT[1])
                 if pause and not self.stopping and self.wakeup.wait(pause):
                     self._look_again = True
-        finally:
-            self._end()
 
     def step(self, now: datetime.datetime) -> float:
         """One round: housekeeping, claim, run, write. Returns the seconds to wait before the next; 0 for none."""
-        self.write_outcomes()  # of a round that lost its database
+        self.keep_lease()
+        self.write_outcomes()  # of a round that lost its database, or of other threads
         if (pause := self._last_start + self.rate_limit - time.monotonic()) > 0:
             return pause
+        if self._is_fulfilled():
+            return 0.0
+        limit = self._limit()
+        if limit < 1:
+            return self.tick  # every task that ends rings the bell
         if self.minder is not None and not self.minder.active:
             # Now, so that it wakes up while this thread waits for the database and not for the first task.
             self.minder.active = True
             self.minder.bell.ring()
-        jobs = self._claim(now)
+        jobs = self._claim(now, limit)
         if jobs:
             self._work(jobs)
             self._look_again = True
         # After the claim: a job that has just been created is not kept waiting.
-        if self.housekeeping.run(now, at_once=self.ends and not jobs) or jobs:
+        at_once = self.ends and not jobs
+        if steadily(partial(self.housekeeping.run, now, at_once), self.using) or jobs:
             return 0.0
+        if not self.inflight.empty:
+            return self.tick
         if self.ends:
             self.housekeeping.idle(now)
-            self.stop()
+            self.stop("nothing is left to do")
             return 0.0
         return self._idle(now)
 
-    def stop(self) -> None:
-        """Claim nothing more, hand back what was not started, and end when the running task has.
+    def stop(self, reason: str = "told to stop") -> None:
+        """Claim nothing more, hand back what was not started, and end when what runs has ended or the grace is over.
 
         Safe in a signal handler and from any thread.
         """
-        self.stopping = self.inflight.closed = True
+        if not self.stopping:
+            self.row.reason = reason
+            self.leave_by = time.monotonic() + self.grace
+            if self.blackbox is not None:
+                self.blackbox.leave_by = self.leave_by
+        self.stopping = True
+        self.inflight.close()
         self.wakeup.bell.ring()
         if self.minder is not None:
             self.minder.bell.ring()
 
     # -- one round --
 
-    def _claim(self, now: datetime.datetime) -> list[Job]:
+    def _is_fulfilled(self) -> bool:
+        """Whether the worker has done, or grown, what it was to; then it is stopping."""
+        if self.max_jobs is not None and self.done >= self.max_jobs:
+            self.stop(f"max_jobs: {self.done} tasks were run")
+        elif self._memory_most and (used := memory.used()) > self._memory_most:
+            self.stop(f"max_memory: {used:.0f} MiB are in use, {self.max_memory:g} are allowed")
+        return self.stopping
+
+    def _limit(self) -> int:
+        """How many jobs to claim: a batch for each thread that is free, or none."""
+        if self._suspect and not self.inflight.empty:
+            return 0
+        batch = 1 if self.rate_limit or not self.minded else self._batch
+        waiting = self.inflight.waiting(Lane.SYNC)
+        if self.threads:
+            free = self.threads - self.inflight.running_in(Lane.SYNC)
+            if waiting > batch // 2:
+                return 0
+            batch = free + (batch if batch > 1 else 0) - waiting
+            if self.rate_limit:
+                batch = min(batch, 1)
+        if self.loop is not None and self.loop.used:
+            batch = min(max(batch, self._coroutines), self.loop.room)
+        if self.max_jobs is not None:
+            batch = min(batch, self.max_jobs - self.done - self.inflight.held())
+        return batch
+
+    def _suspects(self) -> Suspects:
+        """How the next claim treats suspects.
+
+        They are for a worker that holds nothing else. One with threads may never do so: with a suspect at the head of
+        its queues it claims nothing for a while, then passes it for as long, each turn twice as long as the one before.
+        """
+        now = time.monotonic()
+        if self.inflight.empty:
+            self._turn, self._turn_ends, self._makes_room = SUSPECT_TURN, now + SUSPECT_TURN, True
+            return Suspects.ALONE
+        if now >= self._turn_ends:
+            self._turn *= 1 if self._makes_room else 2
+            self._turn_ends, self._makes_room = now + self._turn, not self._makes_room
+        return Suspects.AWAITED if self._makes_room else Suspects.PASSED
+
+    def _claim(self, now: datetime.datetime, limit: int) -> list[Job]:
         """Claim from the head of the backlog or, where the way there has become long, from the last claim's
         position.
         """
-        begun, limit = time.monotonic(), self._limit()
+        begun = time.monotonic()
         if begun >= self._head_due:
             self._position.forget()
         from_head = not self._position.heads
-        jobs = engine.claim(
-            self.row,
-            self.queues,
-            limit,
-            now,
-            self.using,
-            self.pass_began,
-            self._position,
+        claim = partial(
+            engine.claim, self.row, self.queues, limit, now, self.using, self.pass_began
         )
+        suspects = self._suspects()
+        jobs = steadily(lambda: claim(self._position, suspects), self.using)
+        if jobs and not self.lease.held:
+            row = self.row
+            self.keep_lease()
+            if self.row is not row:
+                return []
         ended = time.monotonic()
         took = ended - begun
         if from_head:
@@ -193,31 +294,35 @@ class Worker:
             self._position.remember(jobs)
         else:
             self._position.forget()
-        return jobs or ([] if from_head else self._claim(now))
-
-    def _limit(self) -> int:
-        limit = 1 if self.rate_limit or self.minder is None else self._batch
-        return limit if self.max_jobs is None else min(limit, self.max_jobs - self.done)
+        return jobs or ([] if from_head else self._claim(now, limit))
 
     def _work(self, jobs: list[Job]) -> None:
         reset_queries()
-        for connection in connections.all(initialized_only=True):
-            # The queue's own connection has just been used; others may have gone stale.
-            if connection.alias != self.using or connection.errors_occurred:
-                connection.close_if_unusable_or_obsolete()
-        self._last_start, self._wrote_for = time.monotonic(), 0.0
+        self.executor.freshen_connections()
+        begun = self._last_start = time.monotonic()
+        self._wrote_for = 0.0
+        self._suspect = any(job.lost for job in jobs)
+        if self.loop is not None:
+            lanes = _lanes(jobs)
+            self.inflight.load(lanes[Lane.ASYNC], Lane.ASYNC)
+            if lanes[Lane.ASYNC]:
+                self.loop.run()
+            # The next claim expects more of the same kind.
+            self._coroutines = self.loop.room if not lanes[Lane.SYNC] else 0
+            jobs = lanes[Lane.SYNC]
         self.inflight.load(jobs)
         count = self.executor.run()
         # Writing is paid per batch, not per job: counted in, slow commits would make the batches small.
-        ran_for = time.monotonic() - self._last_start - self._wrote_for
+        took = time.monotonic() - begun - self._wrote_for
         self.write_outcomes()
+        if self.threads:
+            count, took = self.done - self._done_then, begun - self._paced
+            self._done_then, self._paced = self.done, begun
         if count:
-            fitting = int(BATCH_SECONDS * count / max(ran_for, 1e-9))
-            self._batch = max(1, min(fitting, BATCH_GROWTH * len(jobs), BATCH_MOST))
+            fitting = int(BATCH_SECONDS * count / max(took, 1e-9))
+            self._batch = max(1, min(fitting, BATCH_GROWTH * max(self._batch, 1), BATCH_MOST))
         if self.progress is not None:
             self.progress(self.done)
-        if self.max_jobs is not None and self.done >= self.max_jobs:
-            self.stop()
 
     def _idle(self, now: datetime.datetime) -> float:
         if self.minder is not None:
@@ -231,14 +336,19 @@ class Worker:
             pause = min(pause, max((due - now).total_seconds(), 0.001))
         return pause
 
-    def _task_ended(self) -> None:
-        self.done += 1
-        if self.inflight.unwritten_for() > WRITE_AFTER:
+    def task_ended(self) -> None:
+        """A task has ended; called in the thread that has run it."""
+        with self._counting:
+            self.done += 1
+        if threading.get_ident() != self._thread:
+            if self.inflight.waiting(Lane.SYNC) <= self._batch // 2 or self.stopping:
+                self.wakeup.bell.ring()
+        elif self.inflight.unwritten_for() > WRITE_AFTER:
             begun = time.monotonic()
             self.write_outcomes()
             self._wrote_for += time.monotonic() - begun
 
-    # -- what the minder does as well --
+    # -- what the minder and the heart do as well --
 
     def write_outcomes(self) -> None:
         """Write all outcomes that there are; they are kept if the database does not take them now."""
@@ -247,8 +357,14 @@ class Worker:
             if not executions:
                 return
             try:
-                engine.finish(self.row, executions, self.clock(), self.using)
+                self.keep_lease()
+                steadily(
+                    lambda: engine.finish(self.row, executions, self.clock(), self.using),
+                    self.using,
+                )
             except BaseException:
+                for execution in executions:
+                    execution.in_doubt = True
                 self.inflight.put_back(executions)
                 raise
 
@@ -256,39 +372,102 @@ class Worker:
         """Hand back every job that was claimed and not started."""
         jobs = self.inflight.take_waiting()
         try:
-            engine.hand_back(self.row, jobs, self.clock(), self.using)
+            self._hand_back(jobs)
         except BaseException:
-            self.inflight.load(jobs)
+            for lane, waiting in _lanes(jobs).items():
+                self.inflight.load(waiting, lane)
             raise
 
-    def _hand_back_one(self, job: Job) -> None:
-        engine.hand_back(self.row, [job], self.clock(), self.using)
+    def hand_back_one(self, job: Job) -> None:
+        self._hand_back([job])
 
-    def mark_stopping(self) -> None:
-        """Mark the running jobs as STOPPING."""
-        engine.stopping(self.row, self.inflight.running(), self.clock(), self.using)
+    def _hand_back(self, jobs: list[Job]) -> None:
+        if jobs:
+            hand_back = partial(engine.hand_back, self.row, jobs, self.clock(), self.using)
+            steadily(hand_back, self.using)
+
+    def keep_lease(self) -> None:
+        """Make sure that the jobs are still this worker's before anything is written of them.
+
+        A worker that was frozen or cut off asks first. If it has been declared dead it begins anew, with a new row:
+        what it held then is no longer its own, and fenced off by the old one.
+        """
+        if not self.lease.held and not self._declared_dead:
+            steadily(self.beat, self.using)
+        if self._declared_dead and threading.get_ident() == self._thread:
+            # It may have claimed jobs when others had already taken what it held before.
+            engine.release(self.row.pk, (), self.clock(), self.using)
+            self._register(self._new_row(self.row.timeout))
+            self._declared_dead = False
+            logger.warning("Declared dead while it was away, begins anew: worker=%s", self.row)
+
+    def end_if_orphaned(self) -> None:
+        """End if whoever supervised this process is gone: nobody would pass on a signal any more."""
+        if self.orphaned():
+            self.stop("its supervisor is gone")
+
+    def beat(self) -> bool:
+        """Renew the lease; False if the worker has been declared dead."""
+        begun = lease.now()
+        if engine.beat(self.row, self.using):
+            self.lease.renew(begun)
+            self.inflight.wake()
+            return True
+        if not self._declared_dead:
+            self._declared_dead = True
+            self.inflight.take_waiting()
+            logger.warning("Declared dead, its jobs are others' now: worker=%s", self.row)
+            lost = ClaimLost("The worker was declared dead; its jobs have been taken.")
+            for running in self.inflight.running():
+                running.job.claim_is_lost = True
+                if running.sentence(lost):
+                    running.deliver()
+            self.wakeup.bell.ring()
+        return False
 
     # -- start and end --
 
+    def _new_row(self, timeout: float) -> WorkerRow:
+        hostname, pid = socket.gethostname(), os.getpid()
+        return WorkerRow(
+            label=(self.label.replace("{pid}", str(pid)) or f"{hostname}:{pid}")[:255],
+            hostname=hostname,
+            pid=pid,
+            queues=str(self.queues)[:1000],
+            started=self.clock(),
+            timeout=timeout,
+        )
+
+    def _register(self, row: WorkerRow) -> None:
+        begun = lease.now()
+        engine.start_worker(row, self.using)
+        self.row = row
+        self.lease.renew(begun)
+        if self.blackbox is not None:
+            self.blackbox.worker_id = self.row.pk
+
     def _leave_in_order(self) -> None:
         """Write and hand back what there is; a long-running worker that has anything waits for its database with it."""
-        patience = 0.0  # at first: it may only be the connection that has died
+        backoff = Backoff()
+        pause = 0.0  # at first: it may only be the connection that has died
         while True:
             try:
                 self.write_outcomes()
                 self.hand_back()
                 engine.stop_worker(self.row, self.clock(), self.using)
+                if self.blackbox is not None:
+                    self.blackbox.ended = True
                 return
             except (DatabaseError, InterfaceError):
                 if self.ends:
                     raise
-                if patience and self.inflight.empty:
+                if pause and self.inflight.empty:
                     logger.warning("The database is out of reach, the worker's row stays as it is")
                     return
-                logger.exception("The database is out of reach, trying again in %.1f s", patience)
+                logger.exception("The database is out of reach, trying again in %.1f s", pause)
                 connections.close_all()
-                time.sleep(patience)
-                patience = min(2 * patience or RECONNECT[0], RECONNECT[1])
+                time.sleep(pause)
+                pause = next(backoff)
 
     def _can_be_minded(self) -> bool:
         """Another connection must see the same rows: not in a test's transaction, nor in a database in memory."""
@@ -306,11 +485,44 @@ class Worker:
         return Wakeup(self.queues.serves, storage.listen, storage.notify)
 
     def _end(self) -> None:
-        self.stopping = self.inflight.closed = True
+        self.stop("an error has ended it")
+        self.inflight.wake()
+        self._await_threads()
         if self.minder is not None:
             self.minder.end()
         try:
             self._leave_in_order()
         finally:
             self.wakeup.close()
-        logger.info("Worker stopped: worker=%s tasks=%s", self.row, self.done)
+        logger.info(
+            "Worker stopped: worker=%s tasks=%s reason=%s", self.row, self.done, self.row.reason
+        )
+
+    def _await_threads(self) -> None:
+        """Wait for tasks in other threads. Those that do not end, although interrupted, end with the process."""
+        while running := self.inflight.running():
+            if time.monotonic() > self.leave_by + UNWIND:
+                break
+            self.wakeup.bell.wait(0.1)
+        for one in running:
+            if self.inflight.drop(one.job):
+                logger.warning("Task cut off, handed back: job=%s", one.job.pk)
+                with contextlib.suppress(DatabaseError, InterfaceError):
+                    self.hand_back_one(one.job)
+
+
+def _clock() -> Callable[[], datetime.datetime]:
+    """`django.utils.timezone.now` without a look at the settings each time."""
+    return partial(datetime.datetime.now, datetime.UTC if settings.USE_TZ else None)
+
+
+def _lanes(jobs: list[Job]) -> dict[Lane, list[Job]]:
+    """The jobs by where they wait; each task is looked at once."""
+    lanes: dict[Lane, list[Job]] = {lane: [] for lane in Lane}
+    known: dict[tuple[str, int, str], Lane] = {}
+    for job in jobs:
+        key = job.name, job.step, job.next_task
+        if key not in known:
+            known[key] = lane_of(job)
+        lanes[known[key]].append(job)
+    return lanes

@@ -11,13 +11,14 @@ from django.utils import timezone
 
 from django_dbq import engine
 from django_dbq.models import Attempt, Job, Worker
-from django_dbq.outcomes import Decision
+from django_dbq.outcomes import AttemptOutcome, Decision
 from django_dbq.pipelines import Step
 from django_dbq.states import Event
 from django_dbq.storage import Execution, Queues, Storage
 from tests.outcomes import ENDED, STARTED, outcome
 from tests.process_jobs import database_session, until
 from tests.processes import kill_session
+from tests.storage.sessions import is_blocked
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -233,35 +234,19 @@ def test_the_rescue_that_commits_first_wins(
     with ThreadPoolExecutor(1) as pool:
         with transaction.atomic():
             Job.objects.filter(pk=lost.pk).update(worker=other_worker, attempt=2)
-            with connection.cursor() as cursor:
-                writing = pool.submit(late)
-                until_blocked(cursor)
+            writing = pool.submit(late)
+            until(is_blocked, "a session that waits for a lock")
         assert writing.result(30) == {kept.pk}
     lost.refresh_from_db()
     assert (lost.state, lost.worker, lost.attempts.count()) == ("PROCESSING", other_worker, 0)
-
-
-def until_blocked(cursor: Any) -> None:
-    """Wait until another session waits for what this one has locked."""
-    waiting = {
-        "postgresql": "SELECT count(*) FROM pg_locks"
-        " WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))",
-        # The table of transactions is not renewed for those who ask often.
-        "mysql": "SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'",
-    }[connection.vendor]
-
-    def found() -> bool:
-        cursor.execute(waiting)
-        return int(cursor.fetchone()[-1]) > 0
-
-    until(found, "a session that waits for a lock")
 
 
 # -- what the database refuses --
 
 
 def nonsense_state(execution: Execution) -> None:
-    execution.decision = Decision(Event.LAST_STEP_DONE, "NONSENSE", None)  # type: ignore[arg-type]
+    state: Any = "NONSENSE"
+    execution.decision = Decision(Event.LAST_STEP_DONE, state, None, AttemptOutcome.SUCCEEDED)
 
 
 @pytest.mark.parametrize("size", [1, 3, 60])
@@ -309,7 +294,10 @@ def test_a_number_that_the_column_refuses(claim: Claim, finish: Finish) -> None:
     create(3)
     outcomes = [outcome(job) for job in claim()]
     outcomes[1].decision = Decision(
-        Event.STEP_DONE, Job.STATES.READY, Step(1_000_000, "tests.process_jobs.second")
+        Event.STEP_DONE,
+        Job.STATES.READY,
+        Step(1_000_000, "tests.process_jobs.second"),
+        AttemptOutcome.SUCCEEDED,
     )
     assert finish(*outcomes) == outcomes
     job = Job.objects.get(pk=outcomes[1].job.pk)

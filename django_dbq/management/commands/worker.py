@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -14,11 +16,26 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import router
 from django.utils import autoreload
 
+from ... import conf
 from ...models import Job
-from ...storage import Queues
-from ...workers import supervisor
-from ...workers.worker import Worker
+from ...storage import Queues, storage_for
+from ...workers import memory, supervisor
+from ...workers.blackbox import Blackbox
+from ...workers.watchdog import watched
+from ...workers.worker import GRACE, Worker
 
+# Flags that are arguments of `Worker` by the same name.
+AS_GIVEN = (
+    "tick",
+    "threads",
+    "max_jobs",
+    "max_memory",
+    "timeout",
+    "grace",
+    "once",
+    "until_done",
+    "label",
+)
 RELOAD_EXIT = 3  # how Django's autoreloader asks for a new process
 
 
@@ -36,6 +53,27 @@ def _tick(text: str) -> float:
     return seconds
 
 
+def _lease(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds < 1:
+        raise argparse.ArgumentTypeError("the timeout must be at least 1 second")
+    return seconds
+
+
+def _mebibytes(text: str) -> float:
+    mebibytes = _seconds(text)
+    if not mebibytes:
+        raise argparse.ArgumentTypeError("the memory must be more than 0 MiB")
+    return mebibytes
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number, 0 or more")
+    return number
+
+
 def _count(text: str) -> int:
     count = int(text)
     if count < 1:
@@ -45,8 +83,8 @@ def _count(text: str) -> int:
 
 class Command(BaseCommand):
     help = (
-        "Run jobs of one queue, or of several, until told to stop. SIGTERM, SIGINT (Ctrl-C) and SIGQUIT finish the "
-        "running task and hand back the rest, then the exit code is 0; a second signal ends at once."
+        "Run jobs of one queue, or of several, until told to stop. SIGTERM, SIGINT (Ctrl-C) and SIGQUIT let running "
+        "tasks end (within --grace) and hand back the rest, then the exit code is 0; a second signal ends at once."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -106,6 +144,46 @@ class Command(BaseCommand):
             help="exit after N tasks were run",
         )
         parser.add_argument(
+            "--processes",
+            type=_count,
+            metavar="N",
+            help="run N worker processes and replace those that die (default: this process is the worker)",
+        )
+        parser.add_argument(
+            "--threads",
+            type=_count,
+            default=0,
+            metavar="N",
+            help="run tasks in N threads of each process (default: one after the other in its main thread)",
+        )
+        parser.add_argument(
+            "--max_memory",
+            "--max-memory",
+            type=_mebibytes,
+            metavar="MIB",
+            help="exit between two jobs once over MIB of memory are in use; --processes starts a new worker then",
+        )
+        parser.add_argument(
+            "--timeout",
+            type=_lease,
+            metavar="S",
+            help='count as lost after S seconds of silence (default DBQ["WORKER_TIMEOUT"], 60)',
+        )
+        parser.add_argument(
+            "--grace",
+            type=_seconds,
+            default=GRACE,
+            metavar="S",
+            help=f"let running tasks go on for S seconds (default {GRACE:g}) when told to stop",
+        )
+        parser.add_argument(
+            "--retry",
+            type=_whole,
+            default=0,
+            metavar="N",
+            help="try steps again up to N times that do not say so themselves (default 0)",
+        )
+        parser.add_argument(
             "--label",
             default="",
             metavar="L",
@@ -132,26 +210,47 @@ class Command(BaseCommand):
             self.stdout.write(f"Starting job worker for queue{plural} {named}{limit}")
         if options["dry_run"]:
             return
-        worker = Worker(
-            queues,
-            tick=options["tick"],
-            rate_limit=rate_limit,
-            max_jobs=options["max_jobs"],
-            once=options["once"],
-            until_done=options["until_done"],
-            label=options["label"],
-            using=router.db_for_write(Job),
-            progress=self._progress(queues, options),
-        )
         reload = options["reload"]
+        if options["processes"]:
+            if reload == "always":
+                raise CommandError("--reload runs one worker: not together with --processes.")
+            work = partial(self._work, queues, options)
+            sys.exit(supervisor.run_processes(options["processes"], work, ends))
         if reload == "always" or (
             reload == "auto" and settings.DEBUG and not ends and self._is_main()
         ):
-            self._run_with_reloader(worker)
+            self._run_with_reloader(queues, options)
         else:
-            supervisor.run(worker)
+            self._work(queues, options)
         if self._bar:
             self.stderr.write("", style_func=str)
+
+    def _work(self, queues: Queues, options: dict[str, Any]) -> None:
+        """Be one worker process, watched."""
+        worker, watched = self._worker(queues, options)
+        with watched:
+            if options["max_memory"] and self._is_main():
+                memory.limit_address_space(options["max_memory"], options["threads"])
+            supervisor.run(worker)
+
+    def _worker(
+        self, queues: Queues, options: dict[str, Any]
+    ) -> tuple[Worker, AbstractContextManager[None]]:
+        """A worker and its watchdog; without one where somebody else's process calls the command, a test's say."""
+        using = router.db_for_write(Job)
+        blackbox = Blackbox() if self._is_main() and storage_for(using).shareable else None
+        storage_for(using).give_up_after(options["timeout"] or conf.configuration().worker_timeout)
+        worker = Worker(
+            queues,
+            using=using,
+            rate_limit=options["rate_limit"] or 0.0,
+            retries=options["retry"],
+            progress=self._progress(queues, options),
+            blackbox=blackbox,
+            orphaned=supervisor.orphaned,
+            **{name: options[name] for name in AS_GIVEN},
+        )
+        return worker, watched(blackbox, using) if blackbox else nullcontext()
 
     def _queues(self, options: dict[str, Any]) -> Queues:
         names = [*filter(None, [options["queue_name"]]), *options["queue"]]
@@ -189,17 +288,19 @@ class Command(BaseCommand):
         """Whether this is ``manage.py worker`` itself: a ``call_command`` must not start the program over."""
         return bool(getattr(self, "_called_from_command_line", False))
 
-    def _run_with_reloader(self, worker: Worker) -> None:
+    def _run_with_reloader(self, queues: Queues, options: dict[str, Any]) -> None:
         """Run under Django's autoreloader, which keeps the main thread: signals and reloads stop the worker in
         order.
         """
         if os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
             sys.exit(self._supervise_child())
         ended, leaving = threading.Event(), threading.Event()
+        worker, watched = self._worker(queues, options)
 
         def work() -> None:
             try:
-                worker.run()
+                with watched:
+                    worker.run()
             finally:
                 ended.set()
                 os.kill(os.getpid(), signal.SIGTERM)  # the reloader would wait for changes for ever

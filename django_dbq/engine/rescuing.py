@@ -1,0 +1,182 @@
+"""Jobs whose worker cannot write their outcome any more, because it is dead or about to be ended."""
+
+import datetime
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from .. import conf
+from ..models import Job, Worker, is_due
+from ..outcomes import AttemptOutcome, TimedOut, Tries, decide_failure, decide_lost
+from ..pipelines import Step
+from ..states import State
+from ..storage import Overdue, Storage, storage_for
+from .creation import wake
+
+logger = logging.getLogger("django_dbq")
+
+
+def record_timeouts(
+    worker_id: int, overdue: Sequence[Overdue], now: datetime.datetime, using: str
+) -> set[UUID]:
+    """Record that attempts have run past their timeout, before anything is done about it; returns those that are still
+    held by the worker with that attempt number.
+
+    The job goes on being held. Whoever comes next, its worker or a rescuer, decides from this record.
+    """
+    storage = storage_for(using)
+    with storage.write():
+        label = storage.workers.values_list("label", flat=True).get(pk=worker_id)
+        jobs = storage.held().filter(pk__in=[o.job_id for o in overdue], worker_id=worker_id)
+        held = {(job.pk, job.attempt): job for job in jobs}
+        ours = [o for o in overdue if (o.job_id, o.attempt) in held]
+        for o in ours:
+            job = held[o.job_id, o.attempt]
+            if not storage.attempts.filter(job=job, number=o.attempt).exists():
+                _record(storage, job, label, AttemptOutcome.TIMED_OUT, o.started, now, o.report)
+    return {o.job_id for o in ours}
+
+
+def release(worker_id: int, keep: Collection[UUID], now: datetime.datetime, using: str) -> int:
+    """Hand back all jobs that a worker holds but for ``keep``, in its name: its process is about to be ended."""
+    storage = storage_for(using)
+    with storage.write():
+        ours = storage.held().filter(worker_id=worker_id).exclude(pk__in=keep)
+        jobs = list(ours.select_for_update())
+        _return(storage, jobs, now)
+    wake({job.queue_name for job in jobs}, using)
+    return len(jobs)
+
+
+def rescue(worker: Worker, now: datetime.datetime, using: str) -> float | None:
+    """Take the jobs of all workers but ``worker`` that are late; returns in how many seconds the next could be, or None
+    if there is no other worker.
+    """
+    left = []
+    for other in storage_for(using).living():
+        if other.pk == worker.pk:
+            continue
+        if other.left > 0:
+            left.append(other.left)
+        else:
+            bury(other.pk, "It has stopped reporting.", now, using, late=True)
+    return min(left, default=None)
+
+
+def sweep(now: datetime.datetime, using: str) -> int:
+    """Take the jobs that workers hold which have ended: one that froze in a claim may have claimed after its rescue."""
+    abandoned = storage_for(using).abandoned()
+    return sum(bury(pk, "It had ended already.", now, using) for pk in abandoned)
+
+
+def bury(
+    worker_id: int, reason: str, now: datetime.datetime, using: str, late: bool = False
+) -> int:
+    """Declare a worker dead and take all its jobs; returns how many.
+
+    A job that was running is lost (or timed out, if that was recorded) and goes on as its pipeline says. One whose
+    worker was shutting down is handed back: the shutdown was it, and not the job.
+
+    Args:
+        reason: why it counts as dead, for people.
+        late: only if its lease is over by the database's clock, also in this very transaction.
+    """
+    storage = storage_for(using)
+    with storage.write():
+        worker = storage.lock_worker(worker_id)
+        if worker is None or (late and not _is_late(storage, worker_id)):
+            return 0
+        jobs = list(storage.held().filter(worker_id=worker_id).select_for_update())
+        _return(storage, [job for job in jobs if job.state == State.STOPPING], now)
+        _lose(storage, worker, [job for job in jobs if job.state == State.PROCESSING], reason, now)
+        if worker.stopped is None:
+            worker.stopped, worker.reason = now, f"Declared dead. {reason}"[:255]
+            worker.save(using=using, update_fields=["stopped", "reason"])
+    logger.warning("Worker declared dead: worker=%s jobs=%s reason=%s", worker, len(jobs), reason)
+    wake({job.queue_name for job in jobs}, using)
+    return len(jobs)
+
+
+def _is_late(storage: Storage, worker_id: int) -> bool:
+    return any(other.pk == worker_id and other.left <= 0 for other in storage.living())
+
+
+def _return(storage: Storage, jobs: Sequence[Job], now: datetime.datetime) -> None:
+    """Hand back locked jobs in the name of the worker that holds them."""
+    groups: dict[tuple[State, int], list[UUID]] = defaultdict(list)
+    for job in jobs:
+        state = State.READY if job.step or job.attempt > 1 else State.NEW
+        groups[state, job.attempt - 1].append(job.pk)
+    for (state, attempt), keys in groups.items():
+        storage.jobs.filter(pk__in=keys).update(
+            state=state, attempt=attempt, worker_id=None, modified=now
+        )
+
+
+def _lose(
+    storage: Storage, worker: Worker, jobs: Sequence[Job], reason: str, now: datetime.datetime
+) -> None:
+    """Move locked jobs on whose attempt nobody has lived to finish."""
+    rows = storage.attempts.filter(
+        job_id__in=[job.pk for job in jobs], outcome=AttemptOutcome.TIMED_OUT
+    )
+    timed_out = set(rows.values_list("job_id", "number"))
+    for job in jobs:
+        step = _step(job)
+        tries = Tries(job.attempt, job.failures, job.lost)
+        if (job.pk, job.attempt) in timed_out:
+            # Whether a retry is left is for whoever claims the job next: it also runs the failure hook.
+            tries = replace(tries, retries=tries.failures + 1)
+            decision = decide_failure(step, tries, TimedOut(), now)
+        else:
+            decision = decide_lost(step, tries)
+            report = f"The worker {worker} was lost while it ran this task. {reason}"
+            _record(storage, job, worker.label, decision.outcome, job.modified, now, report)
+        values: dict[str, Any] = {}
+        if decision.run_after is not None:
+            values = {"run_after": decision.run_after, "due": is_due(decision.run_after)}
+        storage.jobs.filter(pk=job.pk).update(
+            state=decision.state,
+            failures=decision.failures,
+            lost=decision.lost,
+            worker_id=None,
+            modified=now,
+            **values,
+        )
+        logger.warning(
+            "Step %s: name=%s queue=%s job=%s task=%s attempt=%s state=%s worker=%s",
+            *(decision.outcome, job.name, job.queue_name, job.pk, job.next_task, job.attempt),
+            *(decision.state, worker),
+        )
+
+
+def _step(job: Job) -> Step:
+    """The step that a job stands at, with the policy of the settings if they know it."""
+    pipeline = conf.catalogue().get(job.name)
+    step = pipeline.locate(job.step, job.next_task) if pipeline else None
+    return step or Step(job.step, job.next_task)
+
+
+def _record(
+    storage: Storage,
+    job: Job,
+    label: str,
+    outcome: AttemptOutcome,
+    started: datetime.datetime,
+    finished: datetime.datetime,
+    report: str,
+) -> None:
+    storage.attempts.create(
+        job_id=job.pk,
+        number=job.attempt,
+        step=job.step,
+        task=job.next_task,
+        outcome=outcome,
+        worker=label,
+        started=started,
+        finished=finished,
+        error=report,
+    )

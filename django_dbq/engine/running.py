@@ -1,0 +1,224 @@
+"""Workers, and the jobs that they hold: claim, outcome, hand-back, and what is saved in the middle of a task."""
+
+import datetime
+import logging
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+from django.db import DatabaseError
+from django.db.models.functions import Now
+
+from .. import conf, signals, workspaces
+from ..models import Job, Worker
+from ..outcomes import AttemptOutcome, fail
+from ..states import Event, target
+from ..storage import Execution, Position, Queues, Storage, Suspects, storage_for
+from .creation import wake
+
+logger = logging.getLogger("django_dbq")
+
+# -- workers --
+
+
+def start_worker(worker: Worker, using: str) -> None:
+    """Give a worker process its row, and with it the id that fences its writes and its first lease."""
+    worker.heartbeat = Now()
+    worker.save(using=using)
+
+
+def beat(worker: Worker, using: str) -> bool:
+    """Renew a worker's lease; False if somebody has declared it dead and taken its jobs."""
+    return storage_for(using).beat(worker.pk)
+
+
+def stop_worker(worker: Worker, now: datetime.datetime, using: str) -> None:
+    """Note that a worker has ended in an orderly way, with its reason."""
+    Worker.objects.using(using).filter(pk=worker.pk, stopped=None).update(
+        stopped=now, reason=worker.reason[:255]
+    )
+
+
+# -- claim and outcome --
+
+
+def claim(
+    worker: Worker,
+    queues: Queues,
+    limit: int,
+    now: datetime.datetime,
+    using: str,
+    pass_began: datetime.datetime | None = None,
+    position: Position | None = None,
+    suspects: Suspects = Suspects.ALONE,
+) -> list[Job]:
+    """Take up to ``limit`` jobs for ``worker``: highest priority first, then oldest.
+
+    Only jobs whose name and step the settings know are taken; others stay as they are (`stranded` tells of them).
+    A suspect, a job that was lost with a worker, comes alone, so that it can take no other with it.
+    Committed when this returns: from here on only this worker, with this attempt number, may write the outcome.
+
+    Args:
+        pass_began: leave jobs that were created, or of which a step was run, after this time.
+        position: where the worker's claims have got to; without heads, the claim starts with the very first job.
+        suspects: what to do with them; only a worker that holds nothing else may take one.
+    """
+    known = conf.configuration().known_steps
+    storage = storage_for(using)
+    return storage.claim(worker.pk, queues, limit, now, known, pass_began, position, suspects)
+
+
+def finish(
+    worker: Worker,
+    executions: Sequence[Execution],
+    now: datetime.datetime,
+    using: str,
+    within: bool = False,
+) -> list[Execution]:
+    """Write what executions came to, with one `Attempt` row each; returns those that were written.
+
+    An outcome whose fence no longer holds (the job was rescued, reset or deleted meanwhile) is dropped and
+    logged. If the database refuses a batch, each is written on its own, so that one bad outcome takes no
+    other with it.
+
+    Args:
+        within: this is a part of the caller's transaction. A refusal is raised then, and once that transaction is
+            committed the caller tells of it (`announce`).
+
+    Raises:
+        DatabaseError: the database could not be reached, or refused even a bare failure. Nothing is lost: the same
+            executions may be finished again.
+    """
+    if not executions:
+        return []
+    storage = storage_for(using)
+    try:
+        won = _write(storage, worker, executions, now)
+    except (DatabaseError, ValueError) as error:
+        if within or not storage.is_refusal(error):
+            raise
+        if len(executions) > 1:
+            return [e for one in executions for e in finish(worker, [one], now, using)]
+        logger.exception("Outcome refused by the database: job=%s", executions[0].job.pk)
+        _refuse(executions[0], error)
+        won = _write(storage, worker, executions, now)
+    written = []
+    for execution in executions:
+        job = execution.job
+        if job.pk not in won:
+            logger.warning(
+                "Outcome dropped, the job is no longer this worker's: job=%s name=%s attempt=%s worker=%s",
+                job.pk,
+                job.name,
+                execution.attempt,
+                worker,
+            )
+            continue
+        written.append(execution)
+        job.state, job.modified = execution.decision.state, now
+        job.next_task, job.step = execution.next_task, execution.next_place
+        job.finished, job.claimed_from = execution.job_finished, None
+    if not within:
+        announce(written, using)
+    return written
+
+
+def announce(executions: Sequence[Execution], using: str) -> None:
+    """Tell of outcomes that have been written, and wake the workers for jobs that go on."""
+    for execution in executions:
+        _tell(execution)
+    wake({e.job.queue_name for e in executions if e.job.finished is None}, using)
+
+
+def _write(
+    storage: Storage, worker: Worker, executions: Sequence[Execution], now: datetime.datetime
+) -> set[UUID]:
+    overdue = [e for e in executions if e.outcome is AttemptOutcome.TIMED_OUT]
+    if not overdue:
+        won = storage.finish(worker, executions, now)
+    else:
+        with storage.write():
+            won = storage.finish(worker, executions, now)
+            for e in overdue:
+                if (
+                    e.job.pk in won
+                ):  # what was recorded before the task was stopped has become complete
+                    rows = storage.attempts.filter(job=e.job, number=e.attempt).order_by("-pk")
+                    storage.attempts.filter(pk__in=[row.pk for row in rows[1:]]).delete()
+    # Where the answer to an earlier try got lost, its commit may not have been.
+    lost = (e for e in executions if e.in_doubt and e.job.pk not in won)
+    return won | {e.job.pk for e in lost if is_recorded(e, storage.alias)}
+
+
+def is_recorded(execution: Execution, using: str) -> bool:
+    """Whether this outcome has been written: then its attempt is there, which nothing else could have left."""
+    rows = storage_for(using).attempts.filter(job=execution.job, number=execution.attempt)
+    return rows.filter(started=execution.started, outcome=execution.outcome).exists()
+
+
+def _tell(execution: Execution) -> None:
+    job = execution.job
+    logger.info(
+        "Step %s: name=%s queue=%s job=%s task=%s attempt=%s state=%s",
+        execution.outcome,
+        job.name,
+        job.queue_name,
+        job.pk,
+        execution.step.path,
+        execution.attempt,
+        job.state,
+    )
+    signals.send(
+        signals.step_finished,
+        sender=Job,
+        job=job,
+        step=execution.step,
+        outcome=execution.outcome,
+        error=execution.error,
+    )
+    if job.finished is not None:
+        signals.send(signals.job_finished, sender=Job, job=job)
+
+
+def _refuse(execution: Execution, error: Exception) -> None:
+    """Make a bare failure of an outcome that the database does not take; the workspace stays as it was."""
+    execution.report = (
+        f"The database refused the outcome of this step: {type(error).__name__}: {error}"
+    )
+    execution.decision = fail(execution.step, error)
+    execution.workspace = execution.moved_to = None
+    execution.job.progress_unsaved = False
+
+
+def hand_back(worker: Worker, jobs: Sequence[Job], now: datetime.datetime, using: str) -> int:
+    """Return claimed jobs that were not run to their end to their queue, with their attempt; returns how many still
+    could be.
+    """
+    if not jobs:
+        return 0
+    count = storage_for(using).hand_back(worker.pk, jobs, now)
+    wake({job.queue_name for job in jobs}, using)
+    return count
+
+
+def stopping(worker: Worker, jobs: Iterable[Job], now: datetime.datetime, using: str) -> None:
+    """Mark what ``worker`` is running as STOPPING: the worker will end, the task goes on until it is done."""
+    for job in jobs:
+        storage_for(using).mark(worker.pk, job, target(Event.STOP_ASKED), now)
+
+
+def checkpoint(job: Job, now: datetime.datetime, using: str) -> bool:
+    """Save the workspace of a job in the middle of its task; False, and nothing saved, if its fence no longer holds."""
+    workspaces.dump(job.workspace)  # refused here, with its reason
+    won = storage_for(using).checkpoint(job, now)
+    job.stored_workspace = None  # unknown: a transaction of the task's may yet be rolled back
+    return won
+
+
+def save_progress(job: Job, now: datetime.datetime, using: str) -> bool:
+    """Save how far a job that is being run has come; False, and nothing saved, if its fence no longer holds."""
+    job.progress_unsaved = False  # first: the task may set it anew meanwhile
+    try:
+        return storage_for(using).save_progress(job, now)
+    except BaseException:
+        job.progress_unsaved = True
+        raise

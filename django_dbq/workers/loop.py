@@ -1,0 +1,126 @@
+"""Where ``async def`` tasks run: on an event loop."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.utils.module_loading import import_string
+
+from .. import conf, runner
+from ..models import Job
+from .executors import Employer, Executor, close_open_transactions
+from .inflight import Lane, Running
+
+logger = logging.getLogger("django_dbq")
+
+ASYNC_MOST = 100  # coroutines at a time
+
+
+class LoopExecutor(Executor):
+    """Runs ``async def`` tasks on one event loop in a thread of its own, up to `ASYNC_MOST` at a time.
+
+    Hooks, and whatever uses the ORM through Django's async methods, run in the one thread that asgiref keeps for it.
+    """
+
+    def __init__(self, worker: Employer) -> None:
+        super().__init__(worker)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def used(self) -> bool:
+        """Whether any task has needed it so far."""
+        return self._loop is not None
+
+    @property
+    def room(self) -> int:
+        """How many more coroutines may be started."""
+        return ASYNC_MOST - len(self._tasks)
+
+    def run(self) -> None:
+        """Take up what is in flight; returns at once."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, name="dbq-loop", daemon=True).start()
+        self._loop.call_soon_threadsafe(self._start)
+
+    def _start(self) -> None:
+        assert self._loop is not None
+        while self.room > 0 and (running := self.inflight.start(Lane.ASYNC)) is not None:
+            task = self._loop.create_task(self._drive(running))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("Running an async job has failed", exc_info=error)
+        self._start()
+
+    async def _drive(self, running: Running) -> None:
+        run = await sync_to_async(self._begin)(running)
+        if run is None:
+            return
+        if run.error is None:
+            await self._await_task(running, run)
+        await sync_to_async(self._conclude)(run)
+
+    def _begin(self, running: Running) -> runner.Run | None:
+        self.freshen_connections()
+        try:
+            run = runner.begin(running.job, self.worker.clock, self.worker.retries)
+        except LookupError:
+            self.hand_back(running.job)
+            return None
+        try:
+            if run.error is None:
+                runner.prepare(run)
+        except BaseException as error:
+            runner.give_up(run, error)
+        return run
+
+    async def _await_task(self, running: Running, run: runner.Run) -> None:
+        task = asyncio.get_running_loop().create_task(import_string(run.step.path)(run.job))
+        timeout = run.step.timeout
+        with self._limited(running, run, timeout) if timeout else contextlib.nullcontext():
+            running.enter(_Cancelling(task))
+            await asyncio.wait([task])
+            verdict = running.leave()
+        try:
+            runner.take(run, task.result())
+        except BaseException as error:
+            runner.give_up(run, error)
+        if verdict is not None:
+            runner.give_up(run, verdict)
+
+    def _conclude(self, run: runner.Run) -> None:
+        if not self._is_void(run):
+            execution = runner.conclude(run, self.worker.clock)
+            close_open_transactions(execution)
+            self._end(execution)
+
+
+class _Cancelling:
+    """Delivers verdicts to a coroutine."""
+
+    def __init__(self, task: "asyncio.Task[Any]") -> None:
+        self.task = task
+
+    def deliver(self, running: Running) -> None:
+        self.task.get_loop().call_soon_threadsafe(self.task.cancel)
+
+    def take_back(self, running: Running) -> None:
+        """It has ended: a cancellation does nothing any more."""
+
+
+def lane_of(job: Job) -> Lane:
+    """Where a claimed job is to wait; one whose step does not import fails in a thread like any other."""
+    try:
+        _, step = runner.standing(job, conf.catalogue())
+        task: Any = import_string(step.path)
+    except Exception:
+        return Lane.SYNC
+    return Lane.ASYNC if iscoroutinefunction(task) else Lane.SYNC
