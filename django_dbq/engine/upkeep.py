@@ -6,7 +6,7 @@ from django.db.models import Count, QuerySet
 
 from .. import conf
 from ..models import Attempt, Job
-from ..states import DELETABLE
+from ..states import DELETABLE, State
 from ..storage import Queues, storage_for
 
 
@@ -30,8 +30,12 @@ def stranded(queues: Queues, now: datetime.datetime, using: str) -> dict[tuple[s
 
 
 def delete_old(created_before: datetime.datetime, using: str) -> int:
-    """Delete the jobs in a deletable state that were created by then, in batches; returns how many."""
+    """Delete the jobs in a deletable state that were created by then, in batches; returns how many.
+
+    What is STOPPING and held by a worker of ours goes on in any case: only what django-db-queue has left so is deleted.
+    """
     old = Job.objects.using(using).filter(state__in=DELETABLE, created__lte=created_before)
+    old = old.exclude(state=State.STOPPING, worker__isnull=False)
     storage = storage_for(using)
     count = 0
     while True:

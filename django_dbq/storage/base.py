@@ -181,6 +181,9 @@ class Storage:
         """A connection of its own that hears `notify`, or None where the database has no such thing."""
         return None
 
+    def be_brief(self) -> None:
+        """Have this thread's connection wait only for a moment when a task's transaction is in its way."""
+
     def give_up_after(self, seconds: float) -> None:
         """Have connections that this process opens from now on notice within that time that the network is gone."""
 

@@ -11,6 +11,7 @@ from ..states import CLAIMABLE, HELD, State
 from .base import Queues, Storage
 
 _TABLE = Job._meta.db_table
+BRIEF = 0.25  # seconds
 
 
 def _literals(states: Iterable[State]) -> str:
@@ -48,6 +49,12 @@ class SQLiteStorage(Storage):
         states = _literals(CLAIMABLE)
         literally = f"{'due' if due else 'NOT due'} AND due = {int(due)} AND state IN ({states})"
         return cast(JobQuerySet, self.jobs.extra(where=[literally]))
+
+    def be_brief(self) -> None:
+        # A task with an open transaction may keep all others from writing for as long as it runs.
+        connection = self.connection
+        options = {**connection.settings_dict.get("OPTIONS", {}), "timeout": BRIEF}
+        connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
 
     def held(self) -> JobQuerySet:
         return cast(JobQuerySet, self.jobs.extra(where=[f"{_TABLE}.state IN ({_literals(HELD)})"]))

@@ -21,6 +21,7 @@ logger = logging.getLogger("django_dbq")
 
 BEATS = 5  # in the time of one lease
 AFTER_ERROR = 1.0  # seconds until the next try
+SETTLE = 1.0  # seconds after the start until others are judged
 SOON = 0.05  # seconds: a lease that is over is looked at a little later
 
 
@@ -42,7 +43,8 @@ class Heart:
         self._bell = Bell()
         self._ended = False
         self._failed = False
-        self._patient_until = 0.0
+        # After an outage the others may be alive, and only later than we are who have just been started.
+        self._patient_until = now() + SETTLE
         self._thread = threading.Thread(target=self._run, name="dbq-heart", daemon=True)
 
     def start(self) -> None:
@@ -80,8 +82,8 @@ class Heart:
             # The database was away, or this process was: the others may just be coming back, like us.
             self._failed = False
             self._patient_until = now() + self.worker.lease.timeout
-        if now() < self._patient_until:
-            return every
+        if (left := self._patient_until - now()) > 0:
+            return min(every, left)
         using, time = self.worker.using, self.worker.clock()
         next_over = steadily(partial(engine.rescue, self.worker.row, time, using), using)
         steadily(partial(engine.sweep, time, using), using)

@@ -179,6 +179,12 @@ class InFlight:
         """Whether nothing would be lost if the process ended here."""
         return not (any(self._waiting.values()) or self._running or self._unwritten)
 
+    def keys(self) -> set[UUID]:
+        """The ids of all jobs that this worker knows to be its own."""
+        with self._lock:
+            waiting = {job.pk for jobs in self._waiting.values() for job in jobs}
+            return waiting | self._running.keys() | {e.job.pk for e in self._unwritten}
+
     def waiting(self, lane: Lane) -> int:
         """How many jobs wait to be started."""
         return len(self._waiting[lane])

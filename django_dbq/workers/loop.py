@@ -116,11 +116,14 @@ class _Cancelling:
         """It has ended: a cancellation does nothing any more."""
 
 
-def lane_of(job: Job) -> Lane:
-    """Where a claimed job is to wait; one whose step does not import fails in a thread like any other."""
+def lane_of(job: Job) -> tuple[Lane, bool]:
+    """Where a claimed job is to wait, and whether its step is not simply tried again after a loss.
+
+    A step that does not import fails in a thread like any other.
+    """
     try:
         _, step = runner.standing(job, conf.catalogue())
         task: Any = import_string(step.path)
     except Exception:
-        return Lane.SYNC
-    return Lane.ASYNC if iscoroutinefunction(task) else Lane.SYNC
+        return Lane.SYNC, False
+    return Lane.ASYNC if iscoroutinefunction(task) else Lane.SYNC, step.on_lost != "retry"

@@ -22,7 +22,7 @@ from .. import engine
 from ..models import Worker as WorkerRow
 from ..outcomes import Interrupted, TimedOut
 from ..runner import shorten
-from ..storage import Overdue
+from ..storage import Overdue, storage_for
 from ..wakeups import Bell
 from .inflight import InFlight, Running
 from .patience import steadily
@@ -72,6 +72,7 @@ class Minder:
         self.bell.close()
 
     def _run(self) -> None:
+        storage_for(self.worker.using).be_brief()
         try:
             while not self._ended:
                 looking = self.active or self.worker.stopping
@@ -113,7 +114,8 @@ class Minder:
                 if one.started is not None
             ]
             now = self.worker.clock()
-            self._write(partial(engine.record_timeouts, self.worker.row.pk, records, now))
+            # Once: what cannot be recorded in a moment must not keep the task running.
+            engine.record_timeouts(self.worker.row.pk, records, now, self.worker.using)
         finally:
             # Also without a database: the outcome itself will tell, once that is back.
             for one in overdue:

@@ -130,6 +130,7 @@ class Worker:
         self._wrote_for = 0.0  # seconds, within the current batch
         self._look_again = False
         self._declared_dead = False
+        self._in_doubt = False  # an answer got lost: perhaps that of a claim
         self._suspect = False  # what is in flight is a suspect, and so all of it
         self._turn = SUSPECT_TURN
         self._turn_ends, self._makes_room = 0.0, False
@@ -152,6 +153,9 @@ class Worker:
         self._thread = threading.get_ident()
         self._register(self.row)
         logger.info("Worker started: worker=%s queues=%s", self.row, self.queues)
+        if self.ends and self.minded:
+            # It may be over before its heart looks, and there may be no other workers but such.
+            steadily(partial(engine.rescue, self.row, self.clock(), self.using), self.using)
         backoff = Backoff()
         with contextlib.ExitStack() as attendants:
             if self.minded:
@@ -172,6 +176,7 @@ class Worker:
                     pause = next(backoff)
                     logger.exception("The database is out of reach, trying again in %.1f s", pause)
                     self.outages += 1
+                    self._in_doubt = True
                     connections.close_all()
                 if pause and not self.stopping and self.wakeup.wait(pause):
                     self._look_again = True
@@ -180,6 +185,8 @@ class Worker:
         """One round: housekeeping, claim, run, write. Returns the seconds to wait before the next; 0 for none."""
         self.keep_lease()
         self.write_outcomes()  # of a round that lost its database, or of other threads
+        if self._in_doubt:
+            self._release_unknown()
         if (pause := self._last_start + self.rate_limit - time.monotonic()) > 0:
             return pause
         if self._is_fulfilled():
@@ -302,8 +309,14 @@ class Worker:
         begun = self._last_start = time.monotonic()
         self._wrote_for = 0.0
         self._suspect = any(job.lost for job in jobs)
+        rest: list[Job] = []
         if self.loop is not None:
-            lanes = _lanes(jobs)
+            lanes, rest = _sorted(jobs)
+            try:
+                self._hand_back(rest)
+            except BaseException:
+                self.inflight.load(jobs)
+                raise
             self.inflight.load(lanes[Lane.ASYNC], Lane.ASYNC)
             if lanes[Lane.ASYNC]:
                 self.loop.run()
@@ -321,6 +334,8 @@ class Worker:
         if count:
             fitting = int(BATCH_SECONDS * count / max(took, 1e-9))
             self._batch = max(1, min(fitting, BATCH_GROWTH * max(self._batch, 1), BATCH_MOST))
+        if rest:
+            self._batch = 1
         if self.progress is not None:
             self.progress(self.done)
 
@@ -374,9 +389,19 @@ class Worker:
         try:
             self._hand_back(jobs)
         except BaseException:
-            for lane, waiting in _lanes(jobs).items():
+            for lane, waiting in _sorted(jobs)[0].items():
                 self.inflight.load(waiting, lane)
             raise
+
+    def _release_unknown(self) -> None:
+        """Hand back what the database says is ours, and we know nothing of: a claim whose answer got lost."""
+        with self._writing:  # what another thread is just writing is in nobody's list
+            known = self.inflight.keys()
+            release = partial(engine.release, self.row.pk, known, self.clock(), self.using)
+            count = steadily(release, self.using)
+        self._in_doubt = False
+        if count:
+            logger.warning("Handed back jobs of a claim whose answer was lost: jobs=%s", count)
 
     def hand_back_one(self, job: Job) -> None:
         self._hand_back([job])
@@ -516,13 +541,16 @@ def _clock() -> Callable[[], datetime.datetime]:
     return partial(datetime.datetime.now, datetime.UTC if settings.USE_TZ else None)
 
 
-def _lanes(jobs: list[Job]) -> dict[Lane, list[Job]]:
-    """The jobs by where they wait; each task is looked at once."""
+def _sorted(jobs: list[Job]) -> tuple[dict[Lane, list[Job]], list[Job]]:
+    """The jobs by where they wait, and those that are not to wait here at all; each task is looked at once."""
     lanes: dict[Lane, list[Job]] = {lane: [] for lane in Lane}
-    known: dict[tuple[str, int, str], Lane] = {}
-    for job in jobs:
+    rest: list[Job] = []
+    known: dict[tuple[str, int, str], tuple[Lane, bool]] = {}
+    for number, job in enumerate(jobs):
         key = job.name, job.step, job.next_task
         if key not in known:
             known[key] = lane_of(job)
-        lanes[known[key]].append(job)
-    return lanes
+        lane, careful = known[key]
+        # What must not be tried again after a loss must not be lost while it waits, either.
+        (rest if careful and number else lanes[lane]).append(job)
+    return lanes, rest

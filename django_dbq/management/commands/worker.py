@@ -211,11 +211,13 @@ class Command(BaseCommand):
         if options["dry_run"]:
             return
         reload = options["reload"]
-        if options["processes"]:
+        # In a container we may be process 1, which nobody in there can kill: a watchdog needs a child.
+        processes = options["processes"] or int(os.getpid() == 1 and reload == "never")
+        if processes:
             if reload == "always":
                 raise CommandError("--reload runs one worker: not together with --processes.")
             work = partial(self._work, queues, options)
-            sys.exit(supervisor.run_processes(options["processes"], work, ends))
+            sys.exit(supervisor.run_processes(processes, work, ends))
         if reload == "always" or (
             reload == "auto" and settings.DEBUG and not ends and self._is_main()
         ):
