@@ -11,7 +11,7 @@ export DB
 VENV := .venv/py$(VERSION)-django$(DJANGO)
 BIN := $(CURDIR)/$(VENV)/bin
 
-.PHONY: help demo demo-serve test lint format bench states environment clean
+.PHONY: help demo demo-serve test lint format bench torture states environment clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -38,6 +38,9 @@ format: $(VENV)/.lint ## let ruff repair what it can
 
 bench: $(VENV)/.bench ## compare speed with other queues, on an embedded PostgreSQL
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+torture: $(VENV)/.test ## kill, freeze and stop workers for two minutes (DB=postgres ARGS="--seconds 600 --seed 1")
+	@$(BIN)/python -m tests.torture $(ARGS)
 
 states: $(VENV)/.test ## redraw docs/states (needs graphviz's dot)
 	@$(BIN)/python -c 'from pathlib import Path; from django_dbq.states import draw; draw(Path("docs/states"))'

@@ -262,7 +262,8 @@ class Job(models.Model):
     claimed_from: State | None = None
     claimed_at: "QueuePlace | None" = None
     stored_workspace: str | None = None  # the workspace's text as stored, if that is known
-    progress_unsaved = False  # the worker saves it: at most once a second, and with the outcome
+    progress_told = False  # by the task: the outcome saves it
+    progress_unsaved = False  # the worker saves it meanwhile, at most once a second
     claim_is_lost = False  # somebody else has the job by now
 
     objects = JobManager()
@@ -391,7 +392,7 @@ class Job(models.Model):
         if not 0 <= fraction <= 1:
             raise ValueError(f"The progress is {fraction!r}. Expected: a number from 0 to 1.")
         self.progress, self.progress_message = float(fraction), as_text(str(message))[:255]
-        self.progress_unsaved = True
+        self.progress_told = self.progress_unsaved = True
 
     def _must_be_run_here(self, verb: str) -> None:
         if self.claimed_from is None:

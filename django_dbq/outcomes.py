@@ -7,6 +7,7 @@ import datetime
 import math
 from dataclasses import dataclass
 
+from django.conf import settings
 from django.db.models import TextChoices
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -47,8 +48,8 @@ class Retry(Exception):
             delay = delay.total_seconds()
         if delay is not None and not 0 <= delay < math.inf:
             raise ValueError(f"Retry's delay is {delay!r}. Expected: seconds, 0 or more.")
-        if at is not None and timezone.is_naive(at):
-            at = timezone.make_aware(at)
+        if at is not None:
+            at = _as_stored(at)
         self.delay, self.at, self.exc = delay, at, exc
 
     def __str__(self) -> str:
@@ -56,6 +57,17 @@ class Retry(Exception):
             f"at {self.at}" if self.at else "again" if self.delay is None else f"in {self.delay} s"
         )
         return f"to be run {when}" + (f": {self.exc!r}" if self.exc is not None else "")
+
+
+def _as_stored(time: datetime.datetime) -> datetime.datetime:
+    """A time as the database will have it: in UTC, or local and naive without ``USE_TZ``."""
+    try:
+        if timezone.is_naive(time):
+            return timezone.make_aware(time).astimezone(datetime.UTC) if settings.USE_TZ else time
+        time = time.astimezone(datetime.UTC)
+        return time if settings.USE_TZ else timezone.make_naive(time)
+    except OverflowError:
+        raise ValueError(f"Retry's at is {time!r}, which is no time in UTC.") from None
 
 
 class Abort(Exception):
@@ -188,7 +200,7 @@ def _when(
     try:
         return now + datetime.timedelta(seconds=delay) if delay else None
     except OverflowError:
-        return datetime.datetime.max.replace(tzinfo=datetime.UTC)
+        return datetime.datetime.max.replace(tzinfo=now.tzinfo)
 
 
 def retry_delay(step: Step, number: int, chance: float = 1.0) -> float:

@@ -246,7 +246,10 @@ def execute(run: Run, options: list[str]) -> None:
     started = time.monotonic()
     with TemporaryDirectory(prefix="dbq-report-") as folder:
         report = Path(folder, "report.xml")
-        command = [run.python, "-Wd", "-m", "pytest", f"--junitxml={report}", *options]
+        # Many tests wait for worker processes: there is room for others beside them.
+        parallel = [] if "-n" in options else ["-n", str(2 * (os.cpu_count() or 1))]
+        report_to = f"--junitxml={report}"
+        command = [run.python, "-Wd", "-m", "pytest", report_to, *parallel, *options]
         code = subprocess.run(
             command, cwd=PROJECT, env={**os.environ, "DATABASE_URL": run.url}, check=False
         ).returncode

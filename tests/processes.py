@@ -46,8 +46,8 @@ class WorkerProcess:
 
     @property
     def row(self) -> Worker:
-        """Its row in the database."""
-        return until(lambda: Worker.objects.filter(pid=self.pid).first(), "the worker's row")
+        """Its row in the database: the latest, if it has had to begin anew."""
+        return until(lambda: Worker.objects.filter(pid=self.pid).last(), "the worker's row")
 
     @property
     def running(self) -> bool:
@@ -68,14 +68,60 @@ class WorkerProcess:
         self.send(signal.SIGTERM)
         assert self.wait() == 0, self.output()
 
+    # -- doing it harm --
+
+    def kill(self) -> None:
+        """End it without any warning; its watchdog stays."""
+        self.send(signal.SIGKILL)
+        assert self.wait() == -signal.SIGKILL
+
+    def kill_child(self, pid: int) -> None:
+        """End one process of a supervisor's in the same way."""
+        assert pid in children(self.pid)
+        os.kill(pid, signal.SIGKILL)
+
+    def kill_all(self) -> None:
+        """The same with its watchdog, as when the power fails: nobody is left who knows of its end."""
+        for pid in children(self.pid):
+            os.kill(pid, signal.SIGKILL)
+        self.kill()
+
+    def freeze(self) -> None:
+        """Stop it and its watchdog in the middle of whatever they do."""
+        for pid in (pids := self.alive()):
+            os.kill(pid, signal.SIGSTOP)
+        until(lambda: all(status(pid) == "T" for pid in pids), "frozen processes")
+
+    def thaw(self) -> None:
+        for pid in self.alive():
+            os.kill(pid, signal.SIGCONT)
+
     def alive(self) -> list[int]:
-        """The process ids of what is still there of it and its children: everything in its session."""
+        """The process ids of what still lives of it and its children: everything in its session."""
         found = []
         for pid in (int(path.name) for path in Path("/proc").glob("[0-9]*")):
             with contextlib.suppress(ProcessLookupError):
-                if os.getsid(pid) == self.pid:
+                if os.getsid(pid) == self.pid and is_there(pid):
                     found.append(pid)
         return found
+
+
+def children(pid: int) -> list[int]:
+    """The processes that the main thread of ``pid`` has started: the watchdog of a worker, a supervisor's workers."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def status(pid: int) -> str:
+    """The kernel's letter for what a process is doing; nothing if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def is_there(pid: int) -> bool:
+    """Whether this process lives; a dead one that nobody has reaped yet does not."""
+    return status(pid) not in ("", "Z", "X")
 
 
 @contextlib.contextmanager
@@ -104,13 +150,29 @@ def worker(
         yield process
         if process.running:
             process.stop()
-        assert not process.alive(), "the worker has left a process behind"
+        if process.wait() == 0:
+            assert not process.alive(), "the worker has left a process behind"
+        # One that was killed has left its watchdog, which still has something to do.
+        until(lambda: not process.alive(), "the end of the watchdog")
     finally:
         for pid in process.alive():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.process.wait()
         print(f"-- output of worker {process.pid} --\n{process.output()}")  # noqa: T201  # shown by a failing test
+
+
+def create(
+    name: str, key: str = "", workspace: Mapping[str, Any] | None = None, **fields: Any
+) -> Job:
+    """A job whose tasks are told apart by ``key``."""
+    job: Job = Job.objects.create(name=name, workspace={"key": key, **(workspace or {})}, **fields)
+    return job
+
+
+def outcomes(job: Job) -> list[tuple[int, str]]:
+    """The attempts of a job so far: number and outcome."""
+    return list(job.attempts.order_by("pk").values_list("number", "outcome"))
 
 
 def states(*jobs: Job) -> list[str]:

@@ -162,13 +162,17 @@ def test_worker_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(worker_command, "Worker", Recorder)
     monkeypatch.setattr(worker_command.supervisor, "run", lambda worker: None)
-    arguments = "--rate_limit 3 --tick 0.5 --max_jobs 7 --label w{pid} --threads 4 --max_memory 200.5 "
+    arguments = (
+        "--rate_limit 3 --tick 0.5 --max_jobs 7 --label w{pid} --threads 4 --max_memory 200.5 "
+    )
     arguments += "--timeout 5 --grace 1.5 --retry 2"
     run("worker", "--queue", "a", "--queue", "b", *arguments.split())
     progress = made.pop("progress")
     assert progress is None
     assert made.pop("orphaned") is worker_command.supervisor.orphaned
-    assert made.pop("blackbox") is None, "nobody else could see what is done in a test's transaction"
+    assert made.pop("blackbox") is None, (
+        "nobody else could see what is done in a test's transaction"
+    )
     assert made == {
         "queues": Queues(("a", "b")),
         "rate_limit": 3.0,
@@ -311,6 +315,7 @@ def test_worker_keeps_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mine", "mine"),
         ("w-{pid}-{pid}", f"w-{os.getpid()}-{os.getpid()}"),
     ],
+    ids=["host and process", "a word", "process"],
 )
 def test_worker_has_a_row_with_its_label(label: str, expected: str) -> None:
     create("a", queue_name="x")

@@ -131,9 +131,27 @@ def test_stopping_marks_only_what_is_still_being_run_here(worker: Worker) -> Non
 
 def test_a_worker_has_a_row_from_start_to_stop(worker: Worker) -> None:
     assert elsewhere(lambda: Worker.objects.get().stopped) is None
+    assert elsewhere(lambda: Worker.objects.get().heartbeat) is not None
     at = timezone.now()
+    worker.reason = "max_jobs: 7 tasks were run"
     engine.stop_worker(worker, at, "default")
-    assert elsewhere(lambda: Worker.objects.get().stopped) == at
+    row = elsewhere(Worker.objects.get)
+    assert (row.stopped, row.reason) == (at, "max_jobs: 7 tasks were run")
+
+
+def test_a_worker_ends_once(worker: Worker) -> None:
+    """Whoever has declared it dead has said why."""
+    engine.bury(worker.pk, "It was shot.", timezone.now(), "default")
+    before = Worker.objects.values().get()
+    worker.reason = "told to stop"
+    engine.stop_worker(worker, timezone.now(), "default")
+    assert Worker.objects.values().get() == before
+
+
+def test_a_reason_of_any_length(worker: Worker) -> None:
+    worker.reason = "ü" * 500
+    engine.stop_worker(worker, timezone.now(), "default")
+    assert Worker.objects.get().reason == "ü" * 255
 
 
 # -- old jobs --

@@ -9,6 +9,7 @@ from django.dispatch import Signal
 
 from django_dbq import signals
 from django_dbq.models import Job
+from django_dbq.outcomes import Exhausted, Retry
 from django_dbq.pipelines import Step
 from django_dbq.testing import drain
 from tests.jobs import Boom, ran
@@ -21,6 +22,7 @@ def jobs(settings: Any) -> None:
     settings.JOBS = {
         "feed": ["tests.jobs.one", "tests.jobs.two"],
         "fails": ["tests.jobs.fail"],
+        "tried again": {"tasks": ["tests.jobs.fail"], "retries": 2},
         "refused": {"tasks": ["tests.jobs.one"], "creation_hook": "tests.jobs.broken"},
     }
 
@@ -86,6 +88,57 @@ def test_a_job_that_fails(sent: Sent) -> None:
     assert isinstance(finished["error"], Boom)
     assert sent[3][1]["job"] == job
     assert sent[3][1]["job"].state == "FAILED"
+
+
+@pytest.mark.django_db
+def test_a_job_whose_step_is_tried_again(sent: Sent) -> None:
+    job = Job.objects.create(name="tried again")
+    drain()
+    tries = ["step_started", "step_finished"] * 3
+    assert [name for name, _ in sent] == ["job_created", *tries, "job_finished"]
+    told = [kwargs for name, kwargs in sent if name == "step_finished"]
+    assert {kwargs["outcome"] for kwargs in told} == {"failed"}
+    assert all(isinstance(kwargs["error"], Boom) for kwargs in told)
+    assert all(kwargs["job"] == job for _, kwargs in sent)
+
+
+@pytest.mark.django_db
+def test_a_step_that_the_task_wants_to_be_run_again(
+    sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [Retry(0), None]
+    monkeypatch.setattr("tests.jobs.one", lambda job: answers.pop(0))
+    Job.objects.create(name="feed")
+    drain()
+    told = [kwargs for name, kwargs in sent if name == "step_finished"]
+    assert [kwargs["outcome"] for kwargs in told] == ["retried", "succeeded", "succeeded"]
+    assert isinstance(told[0]["error"], Retry)
+
+
+@pytest.mark.django_db
+def test_a_job_whose_tries_are_used_up_is_not_started(sent: Sent) -> None:
+    job = Job.objects.create(name="feed")
+    Job.objects.update(state="READY", lost=3, attempt=3)
+    drain()
+    assert [name for name, _ in sent] == ["job_created", "step_finished", "job_finished"]
+    assert sent[1][1]["outcome"] == "failed"
+    assert isinstance(sent[1][1]["error"], Exhausted)
+    assert sent[2][1]["job"] == job
+
+
+@pytest.mark.django_db(transaction=True)
+def test_receivers_see_the_tries_as_committed(connect: Connect) -> None:
+    seen = []
+
+    def receive(job: Job, **kwargs: Any) -> None:
+        stored = Job.objects.get(pk=job.pk)
+        seen.append((job.state, job.failures, job.run_after))
+        assert seen[-1] == (stored.state, stored.failures, stored.run_after)
+
+    connect("step_finished", receive)
+    Job.objects.create(name="tried again")
+    drain()
+    assert seen == [("READY", 1, None), ("READY", 2, None), ("FAILED", 0, None)]
 
 
 @pytest.mark.django_db

@@ -112,7 +112,9 @@ def test_the_module_draws_itself_without_a_project(
 ) -> None:
     program("dot")
     folder = tmp_path / "not there yet"
-    code = "import sys, pathlib; from django_dbq.states import draw; draw(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import sys, pathlib; from django_dbq.states import draw; draw(pathlib.Path(sys.argv[1]))"
+    )
     subprocess.run([sys.executable, "-c", code, folder], cwd=DRAWINGS.parents[1], check=True)
     assert (folder / "job.dot").read_text() == states.dot()
     svg = (folder / "job.svg").read_text()

@@ -20,17 +20,25 @@ logger = logging.getLogger("django_dbq")
 
 
 def record_timeouts(
-    worker_id: int, overdue: Sequence[Overdue], now: datetime.datetime, using: str
+    worker_id: int,
+    overdue: Sequence[Overdue],
+    now: datetime.datetime,
+    using: str,
+    wait: bool = True,
 ) -> set[UUID]:
-    """Record that attempts have run past their timeout, before anything is done about it; returns those that are still
-    held by the worker with that attempt number.
+    """Record that attempts have run past their timeout, before anything is done about it; returns their jobs, as far as
+    the worker still holds them with that attempt number.
 
-    The job goes on being held. Whoever comes next, its worker or a rescuer, decides from this record.
+    A job goes on being held. Whoever comes next, its worker or a rescuer, decides from this record.
+
+    Args:
+        wait: for a lock that the task itself may have on the row; else such a job is left out.
     """
     storage = storage_for(using)
     with storage.write():
         label = storage.workers.values_list("label", flat=True).get(pk=worker_id)
         jobs = storage.held().filter(pk__in=[o.job_id for o in overdue], worker_id=worker_id)
+        jobs = jobs.select_for_update() if wait else storage.unlocked(jobs)
         held = {(job.pk, job.attempt): job for job in jobs}
         ours = [o for o in overdue if (o.job_id, o.attempt) in held]
         for o in ours:
@@ -41,12 +49,18 @@ def record_timeouts(
 
 
 def release(worker_id: int, keep: Collection[UUID], now: datetime.datetime, using: str) -> int:
-    """Hand back all jobs that a worker holds but for ``keep``, in its name: its process is about to be ended."""
+    """Hand back all jobs that a worker holds but for ``keep``, in its name; returns how many.
+
+    One that has run past its timeout goes on as after any timeout: its attempt is on record, and not to be given back.
+    """
     storage = storage_for(using)
     with storage.write():
         ours = storage.held().filter(worker_id=worker_id).exclude(pk__in=keep)
         jobs = list(ours.select_for_update())
-        _return(storage, jobs, now)
+        overdue = _overdue(storage, jobs)
+        _return(storage, [job for job in jobs if (job.pk, job.attempt) not in overdue], now)
+        late = [job for job in jobs if (job.pk, job.attempt) in overdue]
+        _lose(storage, _worker(storage, worker_id), late, overdue, "", now)
     wake({job.queue_name for job in jobs}, using)
     return len(jobs)
 
@@ -87,17 +101,33 @@ def bury(
     storage = storage_for(using)
     with storage.write():
         worker = storage.lock_worker(worker_id)
-        if worker is None or (late and not _is_late(storage, worker_id)):
+        if worker is None:
+            if storage.workers.filter(pk=worker_id).exists():
+                return 0  # somebody else is at it
+            worker = _worker(storage, worker_id)
+        elif late and not _is_late(storage, worker_id):
             return 0
         jobs = list(storage.held().filter(worker_id=worker_id).select_for_update())
-        _return(storage, [job for job in jobs if job.state == State.STOPPING], now)
-        _lose(storage, worker, [job for job in jobs if job.state == State.PROCESSING], reason, now)
-        if worker.stopped is None:
+        overdue = _overdue(storage, jobs)
+        cut_off = [
+            job
+            for job in jobs
+            if job.state == State.STOPPING and (job.pk, job.attempt) not in overdue
+        ]
+        _return(storage, cut_off, now)
+        _lose(storage, worker, [job for job in jobs if job not in cut_off], overdue, reason, now)
+        if worker.stopped is None and not worker._state.adding:
             worker.stopped, worker.reason = now, f"Declared dead. {reason}"[:255]
             worker.save(using=using, update_fields=["stopped", "reason"])
     logger.warning("Worker declared dead: worker=%s jobs=%s reason=%s", worker, len(jobs), reason)
     wake({job.queue_name for job in jobs}, using)
     return len(jobs)
+
+
+def _worker(storage: Storage, worker_id: int) -> Worker:
+    """A worker's row; or something to call it by, if somebody has deleted that."""
+    row = storage.workers.filter(pk=worker_id).first()
+    return row or Worker(pk=worker_id, label=f"worker {worker_id}")
 
 
 def _is_late(storage: Storage, worker_id: int) -> bool:
@@ -116,18 +146,27 @@ def _return(storage: Storage, jobs: Sequence[Job], now: datetime.datetime) -> No
         )
 
 
-def _lose(
-    storage: Storage, worker: Worker, jobs: Sequence[Job], reason: str, now: datetime.datetime
-) -> None:
-    """Move locked jobs on whose attempt nobody has lived to finish."""
+def _overdue(storage: Storage, jobs: Sequence[Job]) -> set[tuple[UUID, int]]:
+    """The attempts of these jobs that are on record as timed out."""
     rows = storage.attempts.filter(
         job_id__in=[job.pk for job in jobs], outcome=AttemptOutcome.TIMED_OUT
     )
-    timed_out = set(rows.values_list("job_id", "number"))
+    return set(rows.values_list("job_id", "number"))
+
+
+def _lose(
+    storage: Storage,
+    worker: Worker,
+    jobs: Sequence[Job],
+    overdue: Collection[tuple[UUID, int]],
+    reason: str,
+    now: datetime.datetime,
+) -> None:
+    """Move locked jobs on whose attempt nobody has lived to finish."""
     for job in jobs:
         step = _step(job)
         tries = Tries(job.attempt, job.failures, job.lost)
-        if (job.pk, job.attempt) in timed_out:
+        if (job.pk, job.attempt) in overdue:
             # Whether a retry is left is for whoever claims the job next: it also runs the failure hook.
             tries = replace(tries, retries=tries.failures + 1)
             decision = decide_failure(step, tries, TimedOut(), now)

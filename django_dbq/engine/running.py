@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from django.db import DatabaseError
-from django.db.models.functions import Now
 
 from .. import conf, signals, workspaces
 from ..models import Job, Worker
@@ -22,7 +21,7 @@ logger = logging.getLogger("django_dbq")
 
 def start_worker(worker: Worker, using: str) -> None:
     """Give a worker process its row, and with it the id that fences its writes and its first lease."""
-    worker.heartbeat = Now()
+    worker.heartbeat = storage_for(using).clock
     worker.save(using=using)
 
 
@@ -117,6 +116,9 @@ def finish(
         job.state, job.modified = execution.decision.state, now
         job.next_task, job.step = execution.next_task, execution.next_place
         job.finished, job.claimed_from = execution.job_finished, None
+        job.failures, job.lost = execution.decision.failures, execution.decision.lost
+        if execution.moved_to is not None:
+            job.run_after = execution.moved_to.run_after
     if not within:
         announce(written, using)
     return written
@@ -152,7 +154,9 @@ def _write(
 def is_recorded(execution: Execution, using: str) -> bool:
     """Whether this outcome has been written: then its attempt is there, which nothing else could have left."""
     rows = storage_for(using).attempts.filter(job=execution.job, number=execution.attempt)
-    return rows.filter(started=execution.started, outcome=execution.outcome).exists()
+    # A timeout is on record before it is enforced; only the outcome knows when the task has really ended.
+    written = {"started": execution.started, "finished": execution.finished}
+    return rows.filter(outcome=execution.outcome, **written).exists()
 
 
 def _tell(execution: Execution) -> None:
@@ -186,7 +190,7 @@ def _refuse(execution: Execution, error: Exception) -> None:
     )
     execution.decision = fail(execution.step, error)
     execution.workspace = execution.moved_to = None
-    execution.job.progress_unsaved = False
+    execution.job.progress_told = False
 
 
 def hand_back(worker: Worker, jobs: Sequence[Job], now: datetime.datetime, using: str) -> int:
@@ -215,10 +219,15 @@ def checkpoint(job: Job, now: datetime.datetime, using: str) -> bool:
 
 
 def save_progress(job: Job, now: datetime.datetime, using: str) -> bool:
-    """Save how far a job that is being run has come; False, and nothing saved, if its fence no longer holds."""
-    job.progress_unsaved = False  # first: the task may set it anew meanwhile
+    """Save how far a job that is being run has come; False, and nothing saved, if its fence no longer holds.
+
+    Where the task has locked the row itself, it is left for later (``progress_unsaved``).
+    """
+    job.progress_unsaved = False  # first: the task may tell it anew meanwhile
+    saved = None
     try:
-        return storage_for(using).save_progress(job, now)
-    except BaseException:
-        job.progress_unsaved = True
-        raise
+        saved = storage_for(using).save_progress(job, now)
+    finally:
+        if saved is None:
+            job.progress_unsaved = True
+    return saved is not False

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import DataError, IntegrityError, connections, transaction
-from django.db.models import Exists, F, Min, OuterRef, Q, QuerySet, Value
+from django.db.models import Exists, Expression, F, Min, OuterRef, Q, QuerySet, Value
 from django.db.models.functions import Concat, Now
 
 from .. import workspaces
@@ -152,6 +152,7 @@ class Storage:
 
     # -- what a database may do better --
 
+    clock: Expression = Now()  # the database's time, which no time zone or daylight saving moves
     shareable = True  # other threads and processes can open the same database
 
     def is_refusal(self, error: Exception) -> bool:
@@ -226,8 +227,11 @@ class Storage:
             suspects: what to do with jobs that were lost before.
         """
         with self.write():
-            picked = self._pick(queues, limit, self._claimable(now, known_steps, pass_began))
-            if picked and picked[0].lost and suspects is not Suspects.PASSED:
+            claimable = self._claimable(now, known_steps, pass_began)
+            if suspects is Suspects.PASSED:
+                claimable = claimable.filter(lost=0)
+            picked = self._pick(queues, limit, claimable)
+            if picked and picked[0].lost:
                 picked = picked[:1] if suspects is Suspects.ALONE else []
             else:
                 picked = [job for job in picked if not job.lost]
@@ -284,7 +288,7 @@ class Storage:
             for e in won:
                 # A changed workspace is its row's own; rows that are set to the same values share one statement.
                 own = e.job.pk if e.workspace is not None else None
-                told = (e.job.progress, e.job.progress_message) if e.job.progress_unsaved else None
+                told = (e.job.progress, e.job.progress_message) if e.job.progress_told else None
                 decision = e.decision
                 alike[
                     (decision.state, e.next_task, e.next_place, e.job_finished),
@@ -339,26 +343,26 @@ class Storage:
         """Save the workspace of a job that is being run; False if the fence no longer holds."""
         return bool(self._fenced(job).update(workspace=job.workspace, modified=now))
 
-    def save_progress(self, job: Job, now: datetime.datetime) -> bool:
+    def save_progress(self, job: Job, now: datetime.datetime) -> bool | None:
         """Save how far a job has come; False if the fence no longer holds.
 
-        A row that a transaction of the task's own has locked is left for the next time: waiting for it could take as
-        long as the task.
+        Returns None, and saves nothing, if a transaction of the task's own has locked the row: waiting for it could
+        take as long as the task.
         """
         with self.write():
             if not self._fenced(job).exists():
                 return False
-            unlocked = list(self._unlocked(self._fenced(job)).values_list("pk", flat=True))
+            unlocked = list(self.unlocked(self._fenced(job)).values_list("pk", flat=True))
             self.jobs.filter(pk__in=unlocked).update(
                 progress=job.progress, progress_message=job.progress_message, modified=now
             )
-        return True
+        return True if unlocked else None
 
     def mark(self, worker: int, job: Job, state: State, now: datetime.datetime) -> None:
         """Move a running job on to another held state, if nobody has locked its row."""
         with self.write():
             ours = self._fenced(job).filter(worker_id=worker)
-            ids = list(self._unlocked(ours).values_list("pk", flat=True))
+            ids = list(self.unlocked(ours).values_list("pk", flat=True))
             self.jobs.filter(pk__in=ids).update(state=state, modified=now)
 
     def _fenced(self, job: Job) -> JobQuerySet:
@@ -370,11 +374,11 @@ class Storage:
 
     def beat(self, worker: int) -> bool:
         """Renew a worker's lease, by the database's clock; False if the worker has been declared dead."""
-        return bool(self.workers.filter(pk=worker, stopped=None).update(heartbeat=Now()))
+        return bool(self.workers.filter(pk=worker, stopped=None).update(heartbeat=self.clock))
 
     def living(self) -> list[Living]:
         """All workers that have not ended, and for how long each may still be silent."""
-        rows = self.workers.filter(stopped=None).annotate(clock=Now())
+        rows = self.workers.filter(stopped=None).annotate(clock=self.clock)
         return [
             Living(
                 row.pk,
@@ -390,9 +394,11 @@ class Storage:
         return self.workers.select_for_update(skip_locked=skip).filter(pk=worker).first()
 
     def abandoned(self) -> list[int]:
-        """Workers that have ended and still hold jobs."""
-        ended = self.held().filter(worker__stopped__isnull=False).order_by()
-        return list(ended.values_list("worker_id", flat=True).distinct())
+        """Workers that hold jobs although they have ended, or have no row any more."""
+        held = self.held().filter(worker__isnull=False).order_by()
+        holding = set(held.values_list("worker_id", flat=True).distinct())
+        living = self.workers.filter(pk__in=holding, stopped=None)
+        return sorted(holding.difference(living.values_list("pk", flat=True)))
 
     # -- housekeeping --
 
@@ -405,7 +411,7 @@ class Storage:
                 continue
             with self.write():
                 ids = list(
-                    self._unlocked(future.order_by("run_after")).values_list("pk", flat=True)[:PEEK]
+                    self.unlocked(future.order_by("run_after")).values_list("pk", flat=True)[:PEEK]
                 )
                 return self.jobs.filter(pk__in=ids).update(due=True)
         return 0
@@ -435,8 +441,9 @@ class Storage:
         """Lock the oldest of ``jobs``, `PEEK` at most, but for those that somebody else holds; called within
         `write`.
         """
-        return list(self._unlocked(jobs.order_by("created")).values_list("pk", flat=True)[:PEEK])
+        return list(self.unlocked(jobs.order_by("created")).values_list("pk", flat=True)[:PEEK])
 
-    def _unlocked(self, jobs: JobQuerySet) -> JobQuerySet:
+    def unlocked(self, jobs: JobQuerySet) -> JobQuerySet:
+        """Lock those of ``jobs`` that nobody else holds, and leave out the others; called within `write`."""
         skip = self.connection.features.has_select_for_update_skip_locked
         return jobs.select_for_update(skip_locked=skip)

@@ -1,6 +1,9 @@
 """MySQL (from 8.0.11) and MariaDB (from 10.6): row locks, but no partial indexes and no UPDATE … RETURNING."""
 
+from typing import Any
+
 from django.db import DatabaseError
+from django.db.models.functions import Now
 
 from ..models import Job, JobQuerySet
 from ..states import CLAIMABLE
@@ -14,7 +17,16 @@ REFUSALS = {1153, 1366, 1406, 3140, 3141, 3143, 3157}
 TRANSIENT = {1205, 1213, 1020}
 
 
+class UtcNow(Now):
+    """`Now` goes by the session's time zone, and so does what it is compared with."""
+
+    def as_mysql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
+
+
 class MySQLStorage(Storage):
+    clock = UtcNow()
+
     def is_transient(self, error: Exception) -> bool:
         return (
             isinstance(error, DatabaseError) and error.args[:1] != () and error.args[0] in TRANSIENT

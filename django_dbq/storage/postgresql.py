@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.db import transaction
+from django.db.models.functions import Now
 
 from .. import workspaces
 from ..models import Attempt, Job, QueuePlace, Worker
@@ -50,7 +52,7 @@ RETURNING picked.claimed_from, {", ".join("job." + column for column in COLUMNS)
 FIT = {
     Suspects.ALONE: "CASE WHEN EXISTS (SELECT FROM suspect) THEN id = (SELECT id FROM suspect) ELSE lost = 0 END",
     Suspects.AWAITED: "lost = 0 AND NOT EXISTS (SELECT FROM suspect)",
-    Suspects.PASSED: "lost = 0",
+    Suspects.PASSED: "true",  # they are not in the head at all
 }
 PICK = f"""
 SELECT id, state AS claimed_from, priority, created, lost FROM {JOB}
@@ -136,12 +138,23 @@ def _counted(execution: Execution) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if decision.failures or decision.lost:
         values.update(failures=decision.failures, lost=decision.lost)
-    if job.progress_unsaved:
+    if job.progress_told:
         values.update(progress=job.progress, progress_message=job.progress_message)
     return values
 
 
+class UtcNow(Now):
+    """`Now`, also where there are no time zones (``USE_TZ = False``): it would be local then."""
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        zone = "" if settings.USE_TZ else " AT TIME ZONE 'UTC'"
+        template = f"STATEMENT_TIMESTAMP(){zone}"
+        return self.as_sql(compiler, connection, template=template, **context)
+
+
 class PostgreSQLStorage(Storage):
+    clock = UtcNow()
+
     def insert(self, jobs: Sequence[Job], batch_size: int | None = None) -> None:
         """COPY, where the driver is psycopg 3 and there are enough rows for it to pay."""
         expressions = any(hasattr(job.run_after, "resolve_expression") for job in jobs)
@@ -193,6 +206,8 @@ class PostgreSQLStorage(Storage):
         if pass_began is not None:
             more = ONE_PASS
             filters += [pass_began, pass_began]
+        if suspects is Suspects.PASSED:
+            more += " AND lost = 0"
         served: list[Any]
         if position is not None and position.heads:
             priorities, created = zip(*position.heads.values(), strict=True)

@@ -41,6 +41,7 @@ class Employer(Protocol):
     def clock(self) -> datetime.datetime: ...
     def task_ended(self) -> None: ...
     def hand_back_one(self, job: Job) -> None: ...
+    def doubt(self) -> None: ...
 
 
 class Executor:
@@ -143,6 +144,15 @@ class Executor:
         """Return a started job to its queue, unless somebody else has done so."""
         if self.inflight.drop(job):
             self.worker.hand_back_one(job)
+
+    def give_back(self, job: Job) -> None:
+        """The same after an error of our own; where that is not possible now, the worker does it later."""
+        connections.close_all()
+        try:
+            self.hand_back(job)
+        except (DatabaseError, InterfaceError):
+            logger.warning("Handing back has failed: job=%s", job.pk, exc_info=True)
+        self.worker.doubt()
 
     def _end(self, execution: Execution) -> None:
         self.inflight.end(execution)
@@ -311,9 +321,8 @@ class MainThreadExecutor(Executor):
             try:
                 self.execute(running)
             except BaseException:
-                # Somebody wants the process to end. User code's own exceptions have been dealt with.
-                with contextlib.suppress(DatabaseError, InterfaceError):
-                    self.hand_back(running.job)
+                # The database is away, or somebody wants the process to end: user code has been dealt with.
+                self.give_back(running.job)
                 raise
             count += 1
         self._running = None
@@ -383,11 +392,6 @@ class ThreadsExecutor(Executor):
                 except BaseException:
                     # Of our own: user code's has been dealt with. The thread has to go on.
                     logger.exception("Running a job has failed: job=%s", running.job.pk)
-                    self._give_back(running.job)
+                    self.give_back(running.job)
         finally:
             connections.close_all()
-
-    def _give_back(self, job: Job) -> None:
-        connections.close_all()
-        with contextlib.suppress(DatabaseError, InterfaceError):
-            self.hand_back(job)

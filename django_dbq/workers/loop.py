@@ -56,17 +56,19 @@ class LoopExecutor(Executor):
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("Running an async job has failed", exc_info=error)
         self._start()
 
     async def _drive(self, running: Running) -> None:
-        run = await sync_to_async(self._begin)(running)
-        if run is None:
-            return
-        if run.error is None:
-            await self._await_task(running, run)
-        await sync_to_async(self._conclude)(run)
+        try:
+            run = await sync_to_async(self._begin)(running)
+            if run is None:
+                return
+            if run.error is None:
+                await self._await_task(running, run)
+            await sync_to_async(self._conclude)(run)
+        except BaseException:
+            logger.exception("Running a job has failed: job=%s", running.job.pk)
+            await sync_to_async(self.give_back)(running.job)
 
     def _begin(self, running: Running) -> runner.Run | None:
         self.freshen_connections()
@@ -89,6 +91,9 @@ class LoopExecutor(Executor):
             running.enter(_Cancelling(task))
             await asyncio.wait([task])
             verdict = running.leave()
+            if timeout:
+                # Plain code that it has called may still be running, in the thread that all of us need.
+                await sync_to_async(lambda: None)()
         try:
             runner.take(run, task.result())
         except BaseException as error:

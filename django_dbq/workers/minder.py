@@ -115,7 +115,8 @@ class Minder:
             ]
             now = self.worker.clock()
             # Once: what cannot be recorded in a moment must not keep the task running.
-            engine.record_timeouts(self.worker.row.pk, records, now, self.worker.using)
+            using = self.worker.using
+            engine.record_timeouts(self.worker.row.pk, records, now, using, wait=False)
         finally:
             # Also without a database: the outcome itself will tell, once that is back.
             for one in overdue:

@@ -18,7 +18,7 @@ from django.db import DatabaseError, InterfaceError, connections, reset_queries
 from .. import conf, engine
 from ..models import Job
 from ..models import Worker as WorkerRow
-from ..outcomes import ClaimLost
+from ..outcomes import ClaimLost, TimedOut
 from ..storage import Position, Queues, Suspects, storage_for
 from ..wakeups import LOOK_AGAIN, Wakeup
 from . import lease, memory
@@ -110,6 +110,7 @@ class Worker:
         self.leave_by = math.inf
         self.done = 0  # tasks run so far
         self.outages = 0  # of the database
+        self.cut_off = False  # a thread goes on with a task that did not end in time
         self.minded = self._can_be_minded()
         timeout = timeout or conf.configuration().worker_timeout
         self.row = self._new_row(timeout)
@@ -129,6 +130,7 @@ class Worker:
         self._last_start = float("-inf")
         self._wrote_for = 0.0  # seconds, within the current batch
         self._look_again = False
+        self._left = False  # its row says so, or is about to
         self._declared_dead = False
         self._in_doubt = False  # an answer got lost: perhaps that of a claim
         self._suspect = False  # what is in flight is a suspect, and so all of it
@@ -175,8 +177,7 @@ class Worker:
                         raise
                     pause = next(backoff)
                     logger.exception("The database is out of reach, trying again in %.1f s", pause)
-                    self.outages += 1
-                    self._in_doubt = True
+                    self.doubt()
                     connections.close_all()
                 if pause and not self.stopping and self.wakeup.wait(pause):
                     self._look_again = True
@@ -254,9 +255,13 @@ class Worker:
             if self.rate_limit:
                 batch = min(batch, 1)
         if self.loop is not None and self.loop.used:
-            batch = min(max(batch, self._coroutines), self.loop.room)
+            room = self.loop.room - self.inflight.waiting(Lane.ASYNC)
+            batch = min(max(batch, self._coroutines), room)
         if self.max_jobs is not None:
-            batch = min(batch, self.max_jobs - self.done - self.inflight.held())
+            held = (
+                self.inflight.held()
+            )  # before `done`: a job that ends meanwhile counts twice, and not never
+            batch = min(batch, self.max_jobs - held - self.done)
         return batch
 
     def _suspects(self) -> Suspects:
@@ -393,6 +398,11 @@ class Worker:
                 self.inflight.load(waiting, lane)
             raise
 
+    def doubt(self) -> None:
+        """The database has not answered: connections may be dead, and jobs held that nobody here knows of."""
+        self.outages += 1
+        self._in_doubt = True
+
     def _release_unknown(self) -> None:
         """Hand back what the database says is ours, and we know nothing of: a claim whose answer got lost."""
         with self._writing:  # what another thread is just writing is in nobody's list
@@ -434,7 +444,7 @@ class Worker:
     def beat(self) -> bool:
         """Renew the lease; False if the worker has been declared dead."""
         begun = lease.now()
-        if engine.beat(self.row, self.using):
+        if self._left or engine.beat(self.row, self.using):
             self.lease.renew(begun)
             self.inflight.wake()
             return True
@@ -479,6 +489,7 @@ class Worker:
             try:
                 self.write_outcomes()
                 self.hand_back()
+                self._left = True
                 engine.stop_worker(self.row, self.clock(), self.using)
                 if self.blackbox is not None:
                     self.blackbox.ended = True
@@ -530,6 +541,9 @@ class Worker:
                 break
             self.wakeup.bell.wait(0.1)
         for one in running:
+            self.cut_off = True
+            if isinstance(one.verdict, TimedOut):
+                continue  # on record, and not to be given back: others take it from this ended worker
             if self.inflight.drop(one.job):
                 logger.warning("Task cut off, handed back: job=%s", one.job.pk)
                 with contextlib.suppress(DatabaseError, InterfaceError):

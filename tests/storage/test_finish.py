@@ -1,20 +1,21 @@
 """What becomes of outcomes: written where the fence holds, dropped and told where it does not, never lost."""
 
+import datetime
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, connection, connections, transaction
+from django.db import DatabaseError, OperationalError, connection, connections, transaction
 from django.utils import timezone
 
 from django_dbq import engine
-from django_dbq.models import Attempt, Job, Worker
-from django_dbq.outcomes import AttemptOutcome, Decision
+from django_dbq.models import Attempt, Job, QueuePlace, Worker
+from django_dbq.outcomes import Abort, AttemptOutcome, Decision, Retry, TimedOut
 from django_dbq.pipelines import Step
 from django_dbq.states import Event
-from django_dbq.storage import Execution, Queues, Storage
+from django_dbq.storage import Execution, Overdue, Queues, Storage
 from tests.outcomes import ENDED, STARTED, outcome
 from tests.process_jobs import database_session, until
 from tests.processes import kill_session
@@ -109,6 +110,63 @@ def test_one_attempt_for_each_execution(
         (3, 1, "tests.process_jobs.second", "succeeded", "ours", STARTED, ENDED, ""),
         (4, 2, "tests.process_jobs.third", "succeeded", "ours", STARTED, ENDED, ""),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [2, 60])
+def test_what_is_written_of_a_step_that_is_tried_again(
+    settings: Any, claim: Claim, finish: Finish, size: int
+) -> None:
+    policy = {"retries": 3, "retry_delay": 100}
+    settings.JOBS = {"steps": {"tasks": settings.JOBS["steps"], **policy}}
+    create(size)
+    delayed, at_once, *others = claim()
+    Job.objects.filter(pk=delayed.pk).update(lost=2)
+    delayed.failures, delayed.lost = 1, 2
+    executions = [
+        outcome(delayed, ValueError("no")),
+        outcome(at_once, Retry(0)),
+        *map(outcome, others),
+    ]
+    moved = timezone.now() + datetime.timedelta(hours=1)
+    executions[0].moved_to = QueuePlace("default", 0, moved)
+    assert finish(*executions) == executions
+    rows = [Job.objects.get(pk=job.pk) for job in (delayed, at_once)]
+    values = ("state", "step", "next_task", "failures", "lost", "run_after", "due", "finished")
+    first = "tests.process_jobs.first"
+    assert [tuple(getattr(row, value) for value in values) for row in rows] == [
+        ("READY", 0, first, 2, 2, moved, False, None),
+        ("READY", 0, first, 0, 0, None, True, None),
+    ]
+    assert Job.objects.filter(step=1, failures=0, lost=0, run_after=None).count() == size - 2
+    assert [job.attempts.get().outcome for job in (delayed, at_once)] == ["failed", "retried"]
+
+
+@pytest.mark.parametrize("size", [1, 60])
+def test_the_counts_end_with_the_step(claim: Claim, finish: Finish, size: int) -> None:
+    create(size)
+    Job.objects.update(failures=2)
+    jobs = claim()
+    assert {job.failures for job in jobs} == {2}
+    finish(*(outcome(job) for job in jobs))
+    assert set(Job.objects.values_list("state", "failures", "lost")) == {("READY", 0, 0)}
+
+
+def test_the_last_progress_is_written_with_the_outcome(claim: Claim, finish: Finish) -> None:
+    create(4)
+    told, saved, never, failed = claim()
+    told.set_progress(0.5, "half")
+    told.set_progress(1, "all")
+    saved.set_progress(0.25, "a quarter")
+    assert engine.save_progress(saved, timezone.now(), "default")
+    failed.set_progress(0.75, "nearly")
+    finish(outcome(told), outcome(saved), outcome(never), outcome(failed, ValueError("no")))
+    found = [Job.objects.get(pk=job.pk) for job in (told, saved, never, failed)]
+    assert [(job.progress, job.progress_message) for job in found] == [
+        (1.0, "all"),
+        (0.25, "a quarter"),
+        (None, ""),
+        (0.75, "nearly"),
+    ]
 
 
 # -- the fence --
@@ -239,6 +297,116 @@ def test_the_rescue_that_commits_first_wins(
         assert writing.result(30) == {kept.pk}
     lost.refresh_from_db()
     assert (lost.state, lost.worker, lost.attempts.count()) == ("PROCESSING", other_worker, 0)
+
+
+# -- outcomes of which nobody knows whether they were written --
+
+
+@pytest.fixture
+def answer_lost(monkeypatch: pytest.MonkeyPatch, storage: Storage) -> Callable[[], None]:
+    """Let the connection break once, after the next outcomes are committed and before the worker hears of it."""
+
+    def arm() -> None:
+        write = type(storage).finish
+
+        def written(*given: Any) -> Any:
+            write(*given)
+            monkeypatch.setattr(type(storage), "finish", write)
+            raise OperationalError("server closed the connection unexpectedly")
+
+        monkeypatch.setattr(type(storage), "finish", written)
+
+    return arm
+
+
+@pytest.mark.parametrize("error", [None, ValueError("no"), Retry(0), Abort("never")], ids=repr)
+def test_an_outcome_whose_answer_was_lost_is_not_dropped(
+    claim: Claim,
+    finish: Finish,
+    answer_lost: Callable[[], None],
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException | None,
+) -> None:
+    create(3)
+    executions = [outcome(job, error) for job in claim()]
+    answer_lost()
+    with pytest.raises(OperationalError):
+        finish(*executions)
+    before = list(Job.objects.order_by("pk").values())
+    for execution in executions:
+        execution.in_doubt = True
+    assert finish(*executions) == executions
+    assert list(Job.objects.order_by("pk").values()) == before
+    assert Attempt.objects.count() == 3
+    assert "Outcome dropped" not in caplog.text
+    for execution in executions:
+        assert execution.job.state == Job.objects.get(pk=execution.job.pk).state
+
+
+def test_so_is_one_whose_job_has_gone_on_meanwhile(
+    claim: Claim, finish: Finish, other_worker: Worker, answer_lost: Callable[[], None]
+) -> None:
+    create(1)
+    execution = outcome(claim()[0])
+    answer_lost()
+    with pytest.raises(OperationalError):
+        finish(execution)
+    (again,) = claim(by=other_worker)
+    assert (again.pk, again.attempt) == (execution.job.pk, 2)
+    execution.in_doubt = True
+    assert finish(execution) == [execution]
+    job = Job.objects.get()
+    assert (job.state, job.worker, job.attempt) == ("PROCESSING", other_worker, 2)
+
+
+def test_an_outcome_in_doubt_that_was_not_written_is_written(claim: Claim, finish: Finish) -> None:
+    create(1)
+    execution = outcome(claim()[0])
+    execution.in_doubt = True
+    assert finish(execution) == [execution]
+    assert Attempt.objects.count() == 1
+
+
+def test_an_outcome_in_doubt_of_a_job_that_was_rescued_is_dropped(
+    claim: Claim, finish: Finish, worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    create(1)
+    execution = outcome(claim()[0])
+    execution.in_doubt = True
+    assert engine.bury(worker.pk, "It was shot.", timezone.now(), "default") == 1
+    before = Job.objects.values().get()
+    assert finish(execution) == []
+    assert Job.objects.values().get() == before
+    assert [attempt.outcome for attempt in execution.job.attempts.all()] == ["lost"]
+    assert "Outcome dropped" in caplog.text
+
+
+def test_the_record_of_a_timeout_is_no_proof_of_its_outcome(
+    claim: Claim, finish: Finish, worker: Worker
+) -> None:
+    """It was written before the outcome was, and the job was rescued meanwhile."""
+    create(1)
+    (job,) = claim()
+    overdue = Overdue(job.pk, job.attempt, STARTED, "stood in line 1")
+    engine.record_timeouts(worker.pk, [overdue], timezone.now(), "default")
+    execution = outcome(job, TimedOut("too long"))
+    execution.in_doubt = True
+    assert engine.bury(worker.pk, "It was shot.", timezone.now(), "default") == 1
+    assert finish(execution) == []
+
+
+def test_what_proves_that_an_outcome_was_written(claim: Claim, finish: Finish) -> None:
+    create(1)
+    execution = outcome(claim()[0])
+    assert not engine.is_recorded(execution, "default")
+    finish(execution)
+    assert engine.is_recorded(execution, "default")
+    job = execution.job
+    other = outcome(job, started=STARTED + datetime.timedelta(microseconds=1))
+    assert not engine.is_recorded(other, "default")
+    assert not engine.is_recorded(outcome(job, ValueError("no")), "default")
+    job.attempt += 1
+    assert not engine.is_recorded(outcome(job), "default")
 
 
 # -- what the database refuses --

@@ -14,9 +14,9 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from django_dbq import conf
+from django_dbq import conf, engine
 from django_dbq.models import Job, Worker
-from django_dbq.storage import Position, Queues, Storage
+from django_dbq.storage import Overdue, Position, Queues, Storage, Suspects
 from tests.outcomes import outcome
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -26,6 +26,8 @@ QUEUES = [f"queue {n}" for n in range(10)]  # hold the ready jobs, in equal part
 NOW = timezone.now()
 HOUR = datetime.timedelta(hours=1)
 PRIMARY_KEY = "django_dbq_job_pkey"
+ATTEMPTS = ("django_dbq_attempt", "dbq_attempt_number")
+WORKERS = ("django_dbq_worker", "django_dbq_worker_pkey")
 
 
 # -- the table --
@@ -159,7 +161,7 @@ def plans() -> Iterator[list[Plan]]:
 
 
 def test_plans_on_postgresql(
-    statistics: str, storage: Storage, worker: Worker, subtests: Any
+    statistics: str, storage: Storage, worker: Worker, other_worker: Worker, subtests: Any
 ) -> None:
     if connection.vendor != "postgresql":
         pytest.skip("about PostgreSQL's plans")
@@ -175,8 +177,13 @@ def test_plans_on_postgresql(
             a_claim_starts_at_its_position(storage, worker, limit, statistics)
         with subtests.test("finish", count=limit):
             a_finish_looks_its_jobs_up(storage, worker, limit)
+    for suspects in Suspects:
+        with subtests.test("claim beside suspects", suspects=suspects):
+            a_claim_passes_few_suspects(storage, worker, suspects)
     with subtests.test("hand back"):
         handing_back_looks_its_jobs_up(storage, worker)
+    with subtests.test("held"):
+        what_is_held_is_looked_up(storage, worker, other_worker)
     with subtests.test("next due"):
         the_next_due_job_stands_first(storage, statistics)
     with subtests.test("stage, nothing due"):
@@ -274,6 +281,59 @@ def handing_back_looks_its_jobs_up(storage: Storage, worker: Worker) -> None:
     assert sum(plan.read for plan in found) == 100
 
 
+def a_claim_passes_few_suspects(storage: Storage, worker: Worker, suspects: Suspects) -> None:
+    """Modes of claiming differ in what they take, and not in how they read."""
+    first = Job.objects.filter(queue_name="queue 3", state="NEW").order_by("-priority", "created")
+    pks = [job.pk for job in first[:3]]
+    Job.objects.filter(pk__in=pks).update(lost=1)
+    known = conf.configuration().known_steps
+    with plans() as found:
+        jobs = storage.claim(worker.pk, Queues(("queue 3",)), 10, NOW, known, None, None, suspects)
+    storage.hand_back(worker.pk, jobs, NOW)
+    Job.objects.filter(pk__in=pks).update(lost=0)
+    (plan,) = found
+    assert plan.sources == {"dbq_job_claim", PRIMARY_KEY}
+    assert plan.read <= 10 + 3 + len(jobs)
+    assert not plan.sorts
+
+
+def what_is_held_is_looked_up(storage: Storage, worker: Worker, other_worker: Worker) -> None:
+    """However many jobs there are, and others hold, what a rescue reads is what it takes."""
+    served, known = Queues(tuple(QUEUES)), conf.configuration().known_steps
+    theirs = storage.claim(other_worker.pk, served, 100, NOW, known)
+    ours = storage.claim(worker.pk, served, 50, NOW, known)
+    overdue = [Overdue(job.pk, job.attempt, NOW, "") for job in ours[:3]]
+    with plans() as found:
+        assert len(engine.record_timeouts(worker.pk, overdue, NOW, "default")) == 3
+    for plan in found:
+        assert plan.sources <= {"dbq_job_held", PRIMARY_KEY}, plan.sql
+        assert plan.read <= 50, plan.sql
+    with plans() as found:
+        assert storage.abandoned() == []
+    for plan in found:
+        # Of the index it reads all there is, which may be what was held since the last vacuum.
+        assert plan.sources <= {"dbq_job_held", *WORKERS}, plan.sql
+    keep = [job.pk for job in ours[:20]]
+    for take, expected in (
+        (lambda: engine.release(worker.pk, keep, NOW, "default"), 30),
+        (lambda: engine.bury(worker.pk, "It was shot.", NOW, "default"), 20),
+    ):
+        with plans() as found:
+            count = take()
+        looks = [plan for plan in found if 'FROM "django_dbq_job"' in plan.sql]
+        assert looks
+        for plan in looks:
+            assert plan.sources == {"dbq_job_held"}, plan.sql
+            assert plan.read <= 50, plan.sql
+        for plan in found:
+            assert plan.sources <= {"dbq_job_held", PRIMARY_KEY, *ATTEMPTS}, plan.sql
+        assert count == expected
+    storage.hand_back(other_worker.pk, theirs, NOW)
+    Job.objects.filter(pk__in=[job.pk for job in ours]).update(
+        state="NEW", attempt=0, lost=0, failures=0
+    )
+
+
 def the_next_due_job_stands_first(storage: Storage, statistics: str) -> None:
     with plans() as found:
         assert storage.next_due(Queues(), NOW) == NOW + HOUR
@@ -322,10 +382,13 @@ def query_plans() -> Iterator[list[str]]:
 BY_KEY = "SEARCH django_dbq_job USING INDEX sqlite_autoindex_django_dbq_job_1 (id=?)"
 BY_QUEUE = "SEARCH django_dbq_job USING INDEX dbq_job_claim (queue_name=?)"
 BY_TIME = "SEARCH django_dbq_job USING INDEX dbq_job_future"
+BY_WORKER = "SEARCH django_dbq_job USING INDEX dbq_job_held (worker_id=?)"
 
 
 @pytest.mark.usefixtures("statistics")
-def test_plans_on_sqlite(storage: Storage, worker: Worker, subtests: Any) -> None:
+def test_plans_on_sqlite(
+    storage: Storage, worker: Worker, other_worker: Worker, subtests: Any
+) -> None:
     if connection.vendor != "sqlite":
         pytest.skip("about SQLite's plans")
     known = conf.configuration().known_steps
@@ -334,6 +397,30 @@ def test_plans_on_sqlite(storage: Storage, worker: Worker, subtests: Any) -> Non
             jobs = storage.claim(worker.pk, Queues(("queue 1",)), 20, NOW, known)
             assert len(jobs) == 20
             assert found == [BY_QUEUE, BY_KEY]
+        with subtests.test("claim beside suspects"):
+            Job.objects.filter(queue_name="queue 3", priority=2).update(lost=1)
+            for suspects in Suspects:
+                found.clear()
+                some = storage.claim(
+                    worker.pk, Queues(("queue 3",)), 5, NOW, known, None, None, suspects
+                )
+                assert found in ([BY_QUEUE, BY_KEY], [BY_QUEUE]), found
+                storage.hand_back(worker.pk, some, NOW)
+        with subtests.test("held"):
+            overdue = [Overdue(job.pk, job.attempt, NOW, "") for job in jobs[:3]]
+            for duty in (
+                lambda: engine.record_timeouts(worker.pk, overdue, NOW, "default"),
+                lambda: engine.release(worker.pk, [job.pk for job in jobs], NOW, "default"),
+                lambda: engine.bury(other_worker.pk, "It was shot.", NOW, "default"),
+            ):
+                found.clear()
+                duty()
+                jobs_read = [line for line in found if " django_dbq_job " in line]
+                assert set(jobs_read) <= {BY_WORKER, BY_KEY}, found
+            found.clear()
+            assert storage.abandoned() == []
+            (line,) = (line for line in found if " django_dbq_job " in line)
+            assert "INDEX dbq_job_held" in line
         with subtests.test("finish"):
             found.clear()
             storage.finish(worker, [outcome(job) for job in jobs], NOW)
@@ -369,3 +456,43 @@ def test_sqlite_reads_the_indexes_of_any_django(storage: Storage, due: str, ahea
         storage.stage_due(NOW)
     assert found[0] == BY_QUEUE
     assert {line.partition(" (")[0] for line in found[1:]} == {BY_TIME}
+
+
+def test_what_is_held_is_looked_up_on_mysql(storage: Storage, worker: Worker) -> None:
+    """Of its plans only this one: the index has to be the way, or a rescue would lock the whole table."""
+    if connection.vendor != "mysql":
+        pytest.skip("about MySQL's and MariaDB's plans")
+    Job.objects.bulk_create(Job(name="quick") for _ in range(500))
+    Job.objects.update(state="COMPLETE")
+    columns = [field.column for field in Job._meta.concrete_fields]
+    rest = ", ".join(f"`{column}`" for column in columns if column != "id")
+    with connection.cursor() as cursor:
+        for _ in range(6):  # doubles them
+            cursor.execute(
+                f"INSERT INTO django_dbq_job (id, {rest})"
+                f" SELECT REPLACE(UUID(), '-', ''), {rest} FROM django_dbq_job"
+            )
+    Job.objects.bulk_create(Job(name="quick") for _ in range(30))
+    storage.claim(worker.pk, Queues(), 20, timezone.now(), conf.configuration().known_steps)
+    found: list[dict[str, Any]] = []
+
+    def explain(execute: Any, sql: str, params: Any, *rest: Any) -> Any:
+        if sql.startswith("SELECT") and "FROM `django_dbq_job`" in sql:
+            with connection.cursor() as cursor:  # the driver's own: Django's would explain again
+                cursor.cursor.execute(f"EXPLAIN {sql}", params)
+                names = [about[0].lower() for about in cursor.description]
+                found.extend(dict(zip(names, row, strict=True)) for row in cursor.cursor)
+        return execute(sql, params, *rest)
+
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE TABLE django_dbq_job")
+        cursor.fetchall()
+    with connection.execute_wrapper(explain):
+        storage.abandoned()
+        engine.bury(worker.pk, "It was shot.", timezone.now(), "default")
+    about_jobs = [line for line in found if line["table"] == "django_dbq_job"]
+    assert len(about_jobs) == 2
+    for line in about_jobs:
+        assert line["key"] == "dbq_job_held", found
+        assert int(line["rows"]) < 100, found
+    assert Job.objects.filter(lost=1).count() == 20

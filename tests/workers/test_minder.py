@@ -1,13 +1,17 @@
 """The thread beside the tasks: what it does while one runs, and that no error ends it."""
 
+import datetime
 import logging
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from django.db import DatabaseError, InterfaceError
+from django.utils import timezone
 
+from django_dbq.models import Worker
 from django_dbq.workers import minder
 from django_dbq.workers.inflight import InFlight
 from django_dbq.workers.minder import Minder
@@ -18,8 +22,11 @@ class Duties:
     """A worker that only notes what its minder asks of it."""
 
     def __init__(self) -> None:
+        self.row = Worker(label="ours")
+        self.using = "default"
         self.inflight = InFlight()
         self.stopping = False
+        self.leave_by = math.inf
         self.asked: list[str] = []
         self.errors: list[BaseException] = []
         self.threads: set[str] = set()
@@ -38,13 +45,14 @@ class Duties:
         self._do("hand back")
         self.inflight.take_waiting()
 
-    def mark_stopping(self) -> None:
-        self._do("mark")
+    def clock(self) -> datetime.datetime:
+        return timezone.now()
 
 
 @pytest.fixture
-def duties() -> Any:
+def duties(monkeypatch: pytest.MonkeyPatch) -> Any:
     duties = Duties()
+    monkeypatch.setattr("django_dbq.engine.stopping", lambda *given: duties._do("mark"))
     this = Minder(duties)
     duties.minder = this  # type: ignore[attr-defined]
     this.start()
@@ -66,6 +74,7 @@ class Thing:
     def __init__(self) -> None:
         self.pk = id(self)
         self.job = self
+        self.progress_unsaved = False
 
 
 def test_what_waits_too_long_is_handed_back(duties: Any) -> None:
@@ -77,7 +86,7 @@ def test_what_waits_too_long_is_handed_back(duties: Any) -> None:
 def test_an_outcome_that_waits_is_written(duties: Any) -> None:
     thing = Thing()
     begin(duties, thing, Thing())
-    assert duties.inflight.start() is thing
+    assert duties.inflight.start().job is thing
     duties.inflight.end(thing)
     assert duties.inflight.start()
     until(lambda: duties.asked == ["write"])

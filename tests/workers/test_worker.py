@@ -337,7 +337,7 @@ def test_everything_is_done_with_every_wake_up_dropped(monkeypatch: pytest.Monke
             notify(self, queues)
 
     monkeypatch.setattr(type(storage_for("default")), "notify", only_proofs)
-    monkeypatch.setattr("django_dbq.engine._sends", lambda queues, using: False)
+    monkeypatch.setattr("django_dbq.engine.creation._sends", lambda queues, using: False)
     worker = Worker(Queues(), tick=0.05)
     ended = in_thread(worker.run)
     for _ in range(3):

@@ -1,6 +1,7 @@
 """``manage.py worker``: run jobs until told to stop."""
 
 import argparse
+import logging
 import os
 import signal
 import subprocess
@@ -234,6 +235,12 @@ class Command(BaseCommand):
             if options["max_memory"] and self._is_main():
                 memory.limit_address_space(options["max_memory"], options["threads"])
             supervisor.run(worker)
+        if worker.cut_off and self._is_main():
+            # Python would wait for the thread of a task that did not end in time.
+            logging.shutdown()
+            self.stdout.flush()
+            self.stderr.flush()
+            os._exit(0)
 
     def _worker(
         self, queues: Queues, options: dict[str, Any]

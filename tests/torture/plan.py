@@ -1,0 +1,188 @@
+"""What a round does, from its seed alone: which jobs, which workers, and what happens to them in which order."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import cycle
+from random import Random
+from typing import Any
+from uuid import UUID
+
+from .kinds import KINDS
+
+LEASE = 2.0  # seconds, of the workers
+GRACE = 3.0  # seconds that a stopping worker lets its tasks go on
+RESCUE_WITHIN = LEASE + 2.0  # seconds after a kill
+STORM = 8.0  # seconds of disorder between two measured kills
+PAUSES = (0.1, 0.8)  # seconds between two events of a storm
+
+# What a worker is started with, besides the lease: one after the other, as many as the round has.
+WORKERS: tuple[tuple[str, ...], ...] = (
+    ("--processes", "2"),
+    ("--threads", "4"),
+    (),
+    ("--processes", "1", "--max_jobs", "60"),
+    ("--max_jobs", "100"),
+    ("--processes", "2", "--threads", "2"),
+)
+
+
+class Action(StrEnum):
+    CREATE = "create jobs"
+    KILL_WORKER = "kill a worker"
+    KILL_WATCHDOG = "kill a watchdog, then its worker"
+    KILL_SUPERVISOR = "kill a supervisor"
+    POWER_OFF = "kill a worker with all that watches it"
+    FREEZE = "freeze a worker"
+    FREEZE_ALL = "freeze a worker with all that watches it"
+    TERMINATE = "terminate a worker"
+    TERMINATE_TWICE = "terminate a worker twice"
+    RESTART_SERVER = "restart the server"
+    MEASURE_POWER_OFF = "measure: kill a worker with all that watches it"
+    MEASURE_KILL = "measure: kill a worker, its watchdog lives"
+
+
+# How often each comes in a storm, relative to the others.
+STORMY = {
+    Action.KILL_WORKER: 5,
+    Action.KILL_WATCHDOG: 2,
+    Action.KILL_SUPERVISOR: 1,
+    Action.POWER_OFF: 3,
+    Action.FREEZE: 4,
+    Action.FREEZE_ALL: 2,
+    Action.TERMINATE: 4,
+    Action.TERMINATE_TWICE: 2,
+}
+# How many seconds it lasts, at least and at most: until the worker is killed that has no watchdog any more (a task that
+# hangs in C code would hang there for ever); a freeze longer than the lease; until the second signal; the server's
+# absence.
+LASTING = {
+    Action.KILL_WATCHDOG: (0.5, 3.0),
+    Action.FREEZE: (1.2 * LEASE, 2.0 * LEASE),
+    Action.FREEZE_ALL: (1.2 * LEASE, 2.0 * LEASE),
+    Action.TERMINATE_TWICE: (0.05, 0.5),
+    Action.RESTART_SERVER: (0.0, 2.0),
+}
+
+# Kills whose rescue is measured, by turns: seconds before, until everybody who was late has had a lease, and seconds
+# for the rescue. A watchdog waits for no lease.
+MEASURES = (
+    (Action.MEASURE_POWER_OFF, LEASE + 1.0, RESCUE_WITHIN + 0.5),
+    (Action.MEASURE_KILL, 0.0, LEASE),
+)
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    id: UUID
+    name: str
+    workspace: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that is done to the workers.
+
+    Args:
+        at: seconds after the start of the round, at the earliest.
+        which: a number from 0 to 1 that chooses among those whom it may hit.
+        seconds: how long it lasts.
+        jobs: what it creates, before all else.
+    """
+
+    at: float
+    action: Action
+    which: float = 0.0
+    seconds: float = 0.0
+    jobs: tuple[PlannedJob, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.at:7.2f} {self.action}"
+        if self.which:
+            text += f" ({self.which:.3f})"
+        if self.seconds:
+            text += f", {self.seconds:.2f} s"
+        kinds = Counter(job.name for job in self.jobs)
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        return f"{text}: {told}" if told else text
+
+
+@dataclass(frozen=True)
+class Plan:
+    seed: int
+    seconds: float
+    workers: tuple[tuple[str, ...], ...]
+    events: tuple[Event, ...]
+
+    @property
+    def jobs(self) -> tuple[PlannedJob, ...]:
+        return tuple(job for event in self.events for job in event.jobs)
+
+    def __str__(self) -> str:
+        lines = [f"worker {n}: {' '.join(flags) or '-'}" for n, flags in enumerate(self.workers)]
+        lines += [f"{place:4} {event}" for place, event in enumerate(self.events)]
+        return "\n".join(lines)
+
+
+def draw(seed: int, seconds: float, jobs: int, workers: int, restarts: bool) -> Plan:
+    """Draw a plan.
+
+    Args:
+        seconds: until the disorder ends; how long the rest of the work takes is not planned.
+        jobs: how many are created in that time, evenly.
+        workers: how many ``manage.py worker`` there are.
+        restarts: whether the server may be restarted.
+    """
+    random = Random(seed)
+    events = list(_disorder(random, seconds, restarts))
+    batches = max(1, round(2 * seconds))
+    for batch in range(batches):
+        count = jobs * (batch + 1) // batches - jobs * batch // batches
+        drawn = tuple(_job(random) for _ in range(count))
+        events.append(Event(seconds * batch / batches, Action.CREATE, jobs=drawn))
+    for number in range(max(1, round(seconds / 40))):
+        at = random.uniform(0, seconds / 2)
+        events.append(Event(at, Action.CREATE, jobs=(_job(random, "stuck"),)))
+        # It may hold up everybody: the first one comes when nothing is measured any more.
+        at = random.uniform(0, seconds / 2) if number else seconds
+        events.append(Event(at, Action.CREATE, jobs=(_job(random, "hogging"),)))
+    events.sort(key=lambda event: event.at)
+    flags = tuple(WORKERS[n % len(WORKERS)] for n in range(workers))
+    return Plan(seed, seconds, flags, tuple(events))
+
+
+def _job(random: Random, name: str | None = None) -> PlannedJob:
+    if name is None:
+        (name,) = random.choices(list(KINDS), [kind.share for kind in KINDS.values()])
+    key = UUID(int=random.getrandbits(128), version=4)
+    return PlannedJob(key, name, KINDS[name].workspace(random))
+
+
+def _disorder(random: Random, seconds: float, restarts: bool) -> Iterator[Event]:
+    """Storms, and after each a kill whose rescue is measured while nothing else happens."""
+    now, measures = 0.0, cycle(MEASURES)
+    while now < seconds:
+        action, settling, rescue = next(measures)
+        end = max(now, min(now + STORM, seconds - settling - rescue))
+        yield from _storm(random, now, end, restarts)
+        now = end + settling
+        slow = tuple(
+            _job(random, "slow") for _ in range(12)
+        )  # so that there is something to rescue
+        yield Event(now, action, random.random(), jobs=slow)
+        now += rescue
+
+
+def _storm(random: Random, begin: float, end: float, restarts: bool) -> Iterator[Event]:
+    weights = {**STORMY, Action.RESTART_SERVER: 1} if restarts else STORMY
+    now = begin
+    if restarts and end - begin > STORM / 2:  # one at least
+        now = random.uniform(begin + 1, (begin + end) / 2)
+        yield Event(now, Action.RESTART_SERVER, seconds=round(random.uniform(0.5, 2.0), 2))
+        now = begin
+    while (now := now + random.uniform(*PAUSES)) < end:
+        (drawn,) = random.choices(list(weights), list(weights.values()))
+        lasting = round(random.uniform(*LASTING.get(drawn, (0.0, 0.0))), 2)
+        if now + lasting < end:
+            yield Event(now, drawn, random.random(), lasting)
