@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from django.conf import settings
 from django.db import DatabaseError, models, router
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.models import Count, Q
@@ -81,10 +82,22 @@ def as_text(text: str) -> str:
 
 
 def as_time(run_after: Any) -> Any:
-    """A ``run_after`` as the database will have it, from anything that the field takes; an expression as it is."""
+    """A ``run_after`` as the database will have it, from anything that the field takes; an expression as it is.
+
+    Raises:
+        TypeError, ValueError, ValidationError: it is no time, or none that the database could store.
+    """
     if run_after is None or hasattr(run_after, "resolve_expression"):
         return run_after
-    return Job._meta.get_field("run_after").get_prep_value(run_after)
+    time = Job._meta.get_field("run_after").get_prep_value(run_after)
+    if isinstance(time, datetime.datetime) and timezone.is_aware(time):
+        if not settings.USE_TZ:
+            raise ValueError(f"run_after is {time!r}, which has a time zone; USE_TZ is off.")
+        try:
+            time.astimezone(datetime.UTC)
+        except OverflowError:
+            raise ValueError(f"run_after is {time!r}, which is no time in UTC.") from None
+    return time
 
 
 def is_due(run_after: Any) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -86,11 +87,19 @@ class WorkerProcess:
             os.kill(pid, signal.SIGKILL)
         self.kill()
 
-    def freeze(self) -> None:
-        """Stop it and its watchdog in the middle of whatever they do."""
-        for pid in (pids := self.alive()):
-            os.kill(pid, signal.SIGSTOP)
-        until(lambda: all(status(pid) == "T" for pid in pids), "frozen processes")
+    def freeze(self, locking: bool = False) -> None:
+        """Stop it and its watchdog in the middle of whatever they do.
+
+        Args:
+            locking: also while they hold the lock of an SQLite file; nobody can write then before they are thawed.
+        """
+        while True:
+            for pid in (pids := self.alive()):
+                os.kill(pid, signal.SIGSTOP)
+            until(lambda pids=pids: all(status(pid) == "T" for pid in pids), "frozen processes")
+            if locking or connection.vendor != "sqlite" or not is_locked():
+                return
+            self.thaw()
 
     def thaw(self) -> None:
         for pid in self.alive():
@@ -104,6 +113,18 @@ class WorkerProcess:
                 if os.getsid(pid) == self.pid and is_there(pid):
                     found.append(pid)
         return found
+
+
+def is_locked() -> bool:
+    """Whether somebody is just writing to the SQLite file."""
+    database = sqlite3.connect(connection.settings_dict["NAME"], timeout=0, isolation_level=None)
+    try:
+        database.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError:
+        return True
+    finally:
+        database.close()
+    return False
 
 
 def children(pid: int) -> list[int]:

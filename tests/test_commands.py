@@ -157,6 +157,8 @@ def test_worker_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     made: dict[str, Any] = {}
 
     class Recorder:
+        cut_off = False
+
         def __init__(self, queues: Queues, **options: Any) -> None:
             made.update(options, queues=queues)
 

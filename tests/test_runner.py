@@ -17,6 +17,8 @@ from django_dbq.testing import drain
 from django_dbq.workspaces import InvalidWorkspace
 from tests.jobs import Boom, ran
 
+WEST = datetime.timezone(datetime.timedelta(hours=-12))
+EAST = datetime.timezone(datetime.timedelta(hours=14))
 START = datetime.datetime(2026, 11, 21, 12, tzinfo=datetime.UTC)
 
 
@@ -562,6 +564,8 @@ def test_a_hook_that_saves_its_job_does_not_run_a_repeated_path_for_ever(
         {"run_after": "tomorrow"},
         {"run_after": 5},
         {"run_after": START.replace(tzinfo=None)},
+        {"run_after": datetime.datetime.max.replace(tzinfo=WEST)},
+        {"run_after": datetime.datetime.min.replace(tzinfo=EAST)},
         {"state": "NONSENSE"},
         {"next_task": "no.such.task"},
         {"name": "no such job"},
@@ -584,6 +588,18 @@ def test_a_task_that_leaves_nonsense_in_its_job_stops_no_other(
     spoilt = Job.objects.get(pk=spoilt.pk)
     assert spoilt.state not in ("PROCESSING", "STOPPING")  # nobody would ever take it up again
     assert spoilt.attempts.count() >= 1
+
+
+@pytest.mark.usefixtures("jobs")
+def test_an_aware_time_without_time_zones_stops_no_other(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.USE_TZ = False
+    monkeypatch.setattr("tests.jobs.one", lambda job: setattr(job, "run_after", START))
+    odd, three = Job.objects.create(name="odd"), Job.objects.create(name="three")
+    drain()
+    assert ran(three) == ["three"]
+    assert Job.objects.get(pk=odd.pk).state not in ("PROCESSING", "STOPPING")
 
 
 @pytest.mark.usefixtures("jobs")

@@ -475,7 +475,7 @@ class Worker:
 
     def _register(self, row: WorkerRow) -> None:
         begun = lease.now()
-        engine.start_worker(row, self.using)
+        steadily(partial(engine.start_worker, row, self.using), self.using)
         self.row = row
         self.lease.renew(begun)
         if self.blackbox is not None:

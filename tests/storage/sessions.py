@@ -13,6 +13,19 @@ from tests.process_jobs import until
 T = TypeVar("T")
 
 
+def elsewhere(function: Callable[[], T]) -> T:
+    """Its answer in a session of its own."""
+
+    def call() -> T:
+        try:
+            return function()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result(30)
+
+
 @contextmanager
 def while_uncommitted(
     function: Callable[[], T], waits: bool | None = True

@@ -494,5 +494,5 @@ def test_what_is_held_is_looked_up_on_mysql(storage: Storage, worker: Worker) ->
     assert len(about_jobs) == 2
     for line in about_jobs:
         assert line["key"] == "dbq_job_held", found
-        assert int(line["rows"]) < 100, found
+        assert int(line["rows"]) < 1000, found  # an estimate, of over 30,000
     assert Job.objects.filter(lost=1).count() == 20

@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -16,7 +17,7 @@ from django_dbq.storage import Overdue, Queues, Storage
 from django_dbq.testing import drain
 from tests.jobs import ran
 from tests.outcomes import STARTED, outcome
-from tests.storage.sessions import while_uncommitted
+from tests.storage.sessions import elsewhere, while_uncommitted
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -89,6 +90,13 @@ def record(worker: Worker, *jobs: Job) -> set[Any]:
     return engine.record_timeouts(worker.pk, records, timezone.now(), "default")
 
 
+@pytest.fixture
+def backlog() -> None:
+    """In a tiny table MariaDB would read, and lock, all rows."""
+    Job.objects.bulk_create(Job(name="feed", queue_name="backlog") for _ in range(200))
+    Job.objects.update(state="PAUSED")
+
+
 # -- who is late --
 
 
@@ -154,6 +162,34 @@ def test_the_database_tells_the_time(storage: Storage, monkeypatch: pytest.Monke
     assert fresh(taken).state == "READY"
     assert engine.beat(punctual, "default")
     assert 50 < left(storage, punctual) <= 60
+
+
+def test_no_time_zone_of_a_session_moves_the_lease(storage: Storage) -> None:
+    """Of a worker whose database settings are not quite like ours, say."""
+    worker = start("ours", silent_for=40)
+    tell = {
+        "postgresql": "SET TIME ZONE 'Asia/Tokyo'",
+        "mysql": "SET time_zone = '+09:00'",
+        "sqlite": "SELECT 1",  # has none
+    }[connection.vendor]
+
+    def beat() -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(tell)
+        return engine.beat(worker, "default")
+
+    assert elsewhere(beat)
+    assert 50 < left(storage, worker) <= 60
+
+
+def test_leases_without_time_zones(storage: Storage, settings: Any) -> None:
+    settings.USE_TZ = False
+    worker, late = start("ours"), start("late", silent_for=61)
+    assert 50 < left(storage, worker) <= 60
+    create()
+    (job,) = claim(late)
+    assert rescue(worker) is None
+    assert fresh(job).state == "READY"
 
 
 def test_a_rescuer_leaves_itself_alone() -> None:
@@ -603,6 +639,29 @@ def test_a_timeout_is_recorded_once() -> None:
     )
 
 
+@pytest.mark.parametrize("wait", [True, False], ids=["waits", "does not"])
+def test_a_task_that_has_locked_its_row_cannot_keep_a_minder_waiting(
+    backlog: None, wait: bool
+) -> None:
+    """But whoever is going to kill its process can wait."""
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite has one writer at a time: there, everybody waits")
+    worker = start("ours")
+    create(2)
+    locking, other = claim(worker)
+    records = [overdue(locking), overdue(other)]
+
+    def tell() -> set[Any]:
+        now = timezone.now()
+        return engine.record_timeouts(worker.pk, records, now, "default", wait=wait)
+
+    with while_uncommitted(tell, waits=wait) as found:
+        locking.checkpoint()
+    expected = {locking.pk, other.pk} if wait else {other.pk}
+    assert found.result() == expected
+    assert set(Attempt.objects.values_list("job", flat=True)) == expected
+
+
 def test_only_what_is_held_with_that_attempt_number_is_recorded() -> None:
     worker, other = start("ours"), start("another's")
     create(7)
@@ -654,13 +713,6 @@ def test_a_timeout_that_was_not_recorded_in_time_leaves_other_records_alone() ->
 
 
 # -- who comes first: in the order that a second session forces --
-
-
-@pytest.fixture
-def backlog() -> None:
-    """In a tiny table MariaDB would read, and lock, all rows."""
-    Job.objects.bulk_create(Job(name="feed", queue_name="backlog") for _ in range(200))
-    Job.objects.update(state="PAUSED")
 
 
 def two_jobs(worker: Worker) -> tuple[Job, Job]:

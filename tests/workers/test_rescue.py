@@ -235,7 +235,7 @@ def test_on_sqlite_a_frozen_atomic_step_keeps_everybody_out_and_is_done_once() -
         until_states("COMPLETE", create("quick"), create("quick", queue_name="own"))
         job = create("atomic", "job", queue_name="own")
         told("started job 1")
-        frozen.freeze()
+        frozen.freeze(locking=True)
         until(lambda: "database is locked" in other.output(), "the other worker to be kept out")
         tell("go on job 1")
         frozen.thaw()

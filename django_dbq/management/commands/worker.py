@@ -212,16 +212,17 @@ class Command(BaseCommand):
         if options["dry_run"]:
             return
         reload = options["reload"]
-        # In a container we may be process 1, which nobody in there can kill: a watchdog needs a child.
-        processes = options["processes"] or int(os.getpid() == 1 and reload == "never")
-        if processes:
+        reloads = reload == "always" or (
+            reload == "auto" and settings.DEBUG and not ends and self._is_main()
+        )
+        # In a container we may be process 1, which nobody in there can kill: the worker has to be a child then.
+        alone = os.getpid() == 1 and self._is_main() and not reloads
+        if processes := options["processes"] or int(alone):
             if reload == "always":
                 raise CommandError("--reload runs one worker: not together with --processes.")
             work = partial(self._work, queues, options)
             sys.exit(supervisor.run_processes(processes, work, ends))
-        if reload == "always" or (
-            reload == "auto" and settings.DEBUG and not ends and self._is_main()
-        ):
+        if reloads:
             self._run_with_reloader(queues, options)
         else:
             self._work(queues, options)
