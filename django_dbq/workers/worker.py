@@ -258,9 +258,8 @@ class Worker:
             room = self.loop.room - self.inflight.waiting(Lane.ASYNC)
             batch = min(max(batch, self._coroutines), room)
         if self.max_jobs is not None:
-            held = (
-                self.inflight.held()
-            )  # before `done`: a job that ends meanwhile counts twice, and not never
+            # Before `done`: a job that ends meanwhile counts twice, and not never.
+            held = self.inflight.held()
             batch = min(batch, self.max_jobs - held - self.done)
         return batch
 
@@ -394,8 +393,8 @@ class Worker:
         try:
             self._hand_back(jobs)
         except BaseException:
-            for lane, waiting in _sorted(jobs)[0].items():
-                self.inflight.load(waiting, lane)
+            for job in jobs:
+                self.inflight.load([job], lane_of(job)[0])
             raise
 
     def doubt(self) -> None:
@@ -405,11 +404,15 @@ class Worker:
 
     def _release_unknown(self) -> None:
         """Hand back what the database says is ours, and we know nothing of: a claim whose answer got lost."""
-        with self._writing:  # what another thread is just writing is in nobody's list
-            known = self.inflight.keys()
-            release = partial(engine.release, self.row.pk, known, self.clock(), self.using)
-            count = steadily(release, self.using)
-        self._in_doubt = False
+        self._in_doubt = False  # first: another thread may come to doubt meanwhile
+        try:
+            with self._writing:  # what another thread is just writing is in nobody's list
+                known = self.inflight.keys()
+                release = partial(engine.release, self.row.pk, known, self.clock(), self.using)
+                count = steadily(release, self.using)
+        except BaseException:
+            self._in_doubt = True
+            raise
         if count:
             logger.warning("Handed back jobs of a claim whose answer was lost: jobs=%s", count)
 
@@ -489,6 +492,8 @@ class Worker:
             try:
                 self.write_outcomes()
                 self.hand_back()
+                if self._in_doubt:
+                    self._release_unknown()
                 self._left = True
                 engine.stop_worker(self.row, self.clock(), self.using)
                 if self.blackbox is not None:
