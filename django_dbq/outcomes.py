@@ -208,7 +208,9 @@ def retry_delay(step: Step, number: int, chance: float = 1.0) -> float:
     of it and the whole.
     """
     try:
-        delay = min(step.retry_max_delay, step.retry_delay * step.retry_backoff ** (number - 1))
+        delay = min(
+            step.retry_max_delay, step.retry_delay * float(step.retry_backoff) ** (number - 1)
+        )
     except OverflowError:
         delay = step.retry_max_delay if step.retry_delay else 0.0
     return delay * (0.5 + 0.5 * chance) if step.retry_jitter else delay

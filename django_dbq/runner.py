@@ -158,6 +158,8 @@ def prepare(run: Run) -> None:
 def take(run: Run, result: Any) -> None:
     """Note what a task has returned, and what it has left in the workspace."""
     run.job.id, run.job.attempt = run.fence
+    if result is Retry or result is Abort:
+        result = result()  # `return Retry` is meant as `raise Retry` is
     if isinstance(result, Retry | Abort):
         run.error = result
     run.job.run_after = as_time(run.job.run_after)

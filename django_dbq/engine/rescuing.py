@@ -151,7 +151,7 @@ def _overdue(storage: Storage, jobs: Sequence[Job]) -> set[tuple[UUID, int]]:
     rows = storage.attempts.filter(
         job_id__in=[job.pk for job in jobs], outcome=AttemptOutcome.TIMED_OUT
     )
-    return set(rows.values_list("job_id", "number"))
+    return set(rows.order_by().values_list("job_id", "number"))
 
 
 def _lose(

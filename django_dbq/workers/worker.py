@@ -433,8 +433,12 @@ class Worker:
         if not self.lease.held and not self._declared_dead:
             steadily(self.beat, self.using)
         if self._declared_dead and threading.get_ident() == self._thread:
-            # It may have claimed jobs when others had already taken what it held before.
-            engine.release(self.row.pk, (), self.clock(), self.using)
+            # It may have claimed jobs when others had already taken what it held before: those that have been started
+            # are lost, like any whose outcome cannot be written.
+            started = self.inflight.keys()
+            engine.release(self.row.pk, started, self.clock(), self.using)
+            if started:
+                engine.bury(self.row.pk, "It was away.", self.clock(), self.using)
             self._register(self._new_row(self.row.timeout))
             self._declared_dead = False
             logger.warning("Declared dead while it was away, begins anew: worker=%s", self.row)

@@ -232,6 +232,7 @@ def test_on_sqlite_a_frozen_atomic_step_keeps_everybody_out_and_is_done_once() -
         worker(*arguments, **impatient) as other,
         worker(*arguments, "--queue", "own", **impatient) as frozen,
     ):
+        assert other.row.pk != frozen.row.pk, "both have started"
         until_states("COMPLETE", create("quick"), create("quick", queue_name="own"))
         job = create("atomic", "job", queue_name="own")
         told("started job 1")
