@@ -247,7 +247,7 @@ def execute(run: Run, options: list[str]) -> None:
     with TemporaryDirectory(prefix="dbq-report-") as folder:
         report = Path(folder, "report.xml")
         # Many tests wait for worker processes: there is room for others beside them.
-        parallel = [] if "-n" in options else ["-n", str(2 * (os.cpu_count() or 1))]
+        parallel = [] if "-n" in options else ["-n", str(max(2, os.cpu_count() or 2))]
         report_to = f"--junitxml={report}"
         command = [run.python, "-Wd", "-m", "pytest", report_to, *parallel, *options]
         code = subprocess.run(

@@ -199,7 +199,13 @@ def standing(job: Any) -> Iterator[str]:
     try:
         yield run
     except BaseException as error:
-        tell(f"heard {run}", type(error).__name__)
+        heard = type(error).__name__
+        try:
+            tell(f"heard {run}", heard)
+        except (
+            BaseException
+        ):  # one that was on its way already, when the task came to know by itself
+            tell(f"heard {run}", heard)
         raise
     finally:
         write_down(f"end {run}")

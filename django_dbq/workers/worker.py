@@ -461,9 +461,12 @@ class Worker:
             logger.warning("Declared dead, its jobs are others' now: worker=%s", self.row)
             lost = ClaimLost("The worker was declared dead; its jobs have been taken.")
             for running in self.inflight.running():
-                running.job.claim_is_lost = True
-                if running.sentence(lost):
+                knows = (
+                    running.job.claim_is_lost
+                )  # its checkpoint was refused: no need to be told twice
+                if running.sentence(lost) and not knows:
                     running.deliver()
+                running.job.claim_is_lost = True
             self.wakeup.bell.ring()
         return False
 
