@@ -18,7 +18,7 @@ import tomllib
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
@@ -26,7 +26,6 @@ from xml.etree import ElementTree
 
 PROJECT = Path(__file__).resolve().parent.parent
 START_TIMEOUT = 60  # seconds that a database server may take to start
-AGAIN_MOST = 3  # failing tests that are run once more; more than that are no accident
 
 # Answers through the very driver and settings that the tests are going to use.
 PROBE = """
@@ -53,7 +52,6 @@ class Run:
     failed: int = 0
     skipped: int = 0
     seconds: float = 0
-    alone: list[str] = field(default_factory=list)  # what has passed only so
 
     @property
     def title(self) -> str:
@@ -243,51 +241,28 @@ def supported() -> list[str]:
 
 
 def execute(run: Run, options: list[str]) -> None:
-    """Run the suite, and once more alone what has failed beside others: a few tests go by what time allows.
-
-    Both is told. A test that fails alone as well has failed.
-    """
+    """Run pytest, its output going straight to the terminal, and count from its report."""
     print(f"\n{run.title}", flush=True)
     started = time.monotonic()
-    # Many tests wait for worker processes: there is room for others beside them.
-    parallel = [] if "-n" in options else ["-n", str(max(2, os.cpu_count() or 2))]
-    code, counts, failing = pytest(run, [*parallel, *options])
-    run.passed, run.failed, run.skipped = counts
-    if 0 < len(failing) <= AGAIN_MOST:
-        print(f"\nOnce more, alone: {', '.join(failing)}", flush=True)
-        code, (again, _, _), failing_again = pytest(run, ["-n", "0", *failing])
-        if not code and not failing_again:
-            run.passed, run.failed, run.alone = run.passed + again, 0, failing
-    if code and not run.failed:
-        print(f"pytest ended with {code} and reported no failure: counted as one")
-        run.failed = 1
-    run.seconds = time.monotonic() - started
-
-
-def pytest(run: Run, options: list[str]) -> tuple[int, tuple[int, int, int], list[str]]:
-    """Run pytest, its output going straight to the terminal.
-
-    Returns its exit code; from its report how many tests have passed, failed and were skipped; and those that failed.
-    """
-    passed = failed = skipped = 0
-    failing = []
     with TemporaryDirectory(prefix="dbq-report-") as folder:
         report = Path(folder, "report.xml")
-        command = [run.python, "-Wd", "-m", "pytest", f"--junitxml={report}", *options]
+        # Many tests wait for worker processes: there is room for others beside them.
+        parallel = [] if "-n" in options else ["-n", str(max(2, os.cpu_count() or 2))]
+        report_to = f"--junitxml={report}"
+        command = [run.python, "-Wd", "-m", "pytest", report_to, *parallel, *options]
         code = subprocess.run(
             command, cwd=PROJECT, env={**os.environ, "DATABASE_URL": run.url}, check=False
         ).returncode
         for suite in ElementTree.parse(report).iter("testsuite") if report.exists() else ():
-            tests, failures, errors, skipped = (
+            tests, failures, errors, run.skipped = (
                 int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")
             )
-            failed = failures + errors
-            passed = tests - failed - skipped
-            for case in suite.iter("testcase"):
-                if case.find("failure") is not None or case.find("error") is not None:
-                    path = case.attrib["classname"].replace(".", "/")
-                    failing.append(f"{path}.py::{case.attrib['name']}")
-    return code, (passed, failed, skipped), failing
+            run.failed = failures + errors
+            run.passed = tests - run.failed - run.skipped
+    if code and not run.failed:
+        print(f"pytest ended with {code} and reported no failure: counted as one")
+        run.failed = 1
+    run.seconds = time.monotonic() - started
 
 
 def summarise(runs: list[Run]) -> int:
@@ -298,9 +273,6 @@ def summarise(runs: list[Run]) -> int:
         print(
             f"{run.title:{width}}  {run.passed:6}  {run.failed:6}  {run.skipped:7}  {run.seconds:7.0f}"
         )
-    for run in runs:
-        for test in run.alone:
-            print(f"Failed beside others, passed alone: {test} ({run.title})")
     passed, failed, skipped = (
         sum(getattr(run, name) for run in runs) for name in ("passed", "failed", "skipped")
     )

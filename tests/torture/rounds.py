@@ -32,6 +32,10 @@ LOOK_EVERY = 0.05  # seconds between two looks at the workers
 # What no round may cause in a worker's log.
 ALARMS = ("Exception in thread", "Fatal Python error", "The watchdog has failed")
 
+IN_FLIGHT = (
+    0.2  # seconds in which the database carries out what a worker had sent before it was frozen
+)
+
 
 @dataclass(frozen=True)
 class Kill:
@@ -155,7 +159,7 @@ class Round:
     def _measure(self, event: Event) -> bool:
         """Kill a worker while it runs something."""
         off = event.action is Action.MEASURE_POWER_OFF
-        deadline = time.monotonic() + LEASE
+        deadline = time.monotonic() + 3 * LEASE
         while time.monotonic() < deadline:
             self.fleet.tend()
             if busy := patiently(self._busy):
@@ -163,6 +167,7 @@ class Round:
                 pids = self.fleet.family(pid) if off else [pid]
                 # Its job may have ended since we looked: hold it, and look again.
                 self.fleet.send(pids, signal.SIGSTOP)
+                time.sleep(IN_FLIGHT)
                 if pid in patiently(self._busy):
                     self._kill(pids, measured=True)
                     return True

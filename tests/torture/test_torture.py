@@ -1,6 +1,6 @@
 """Small rounds of torture; ``python -m tests.torture`` runs long ones."""
 
-import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -32,8 +32,8 @@ def effects(transactional_db: None) -> Iterator[None]:
 
 @pytest.fixture
 def seed() -> int:
-    """The same plan in each run of the suite, unless TORTURE_SEED names another; `make torture` draws its own."""
-    return int(os.environ.get("TORTURE_SEED", "50"))
+    """Another one in each run; pytest-randomly's ``-p randomly_seed`` repeats it."""
+    return random.randrange(1_000_000)
 
 
 @pytest.mark.usefixtures("effects")
@@ -46,6 +46,8 @@ def test_nothing_is_lost_doubled_or_stuck(seed: int, settings: Any, tmp_path: Pa
     assert not report.findings
     assert len(report.history.jobs) >= COUNT
     assert report.kills >= 3
+    assert report.measured(watched=False), "nothing ran when the worker was killed"
+    assert report.measured(watched=True)
 
 
 def test_nothing_is_lost_doubled_or_stuck_when_the_server_is_restarted(
