@@ -195,8 +195,9 @@ class Round:
         return {row.pid: row for row in rows if row.pid in ours}
 
     def _busy(self) -> list[int]:
-        """The workers that are running a job and were not told to stop."""
-        holding = set(Job.objects.filter(state="PROCESSING").values_list("worker_id", flat=True))
+        """The workers that hold a job which has no timeout, so that it can only be lost, and were not told to stop."""
+        slow = Job.objects.filter(state="PROCESSING", name="slow")
+        holding = set(slow.values_list("worker_id", flat=True))
         stopping = {one.mark for one in self.fleet.started if one.told_to_stop}
         marks = self.fleet.processes()
         return [
