@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from uuid import UUID
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connections, reset_queries
@@ -132,6 +133,7 @@ class Worker:
         self._look_again = False
         self._left = False  # its row says so, or is about to
         self._declared_dead = False
+        self._started_then: set[UUID] = set()  # what had been started when that was noticed
         self._in_doubt = False  # an answer got lost: perhaps that of a claim
         self._suspect = False  # what is in flight is a suspect, and so all of it
         self._turn = SUSPECT_TURN
@@ -291,7 +293,7 @@ class Worker:
         )
         suspects = self._suspects()
         jobs = steadily(lambda: claim(self._position, suspects), self.using)
-        if jobs and not self.lease.held:
+        if jobs and (self._declared_dead or not self.lease.held):
             row = self.row
             self.keep_lease()
             if self.row is not row:
@@ -435,7 +437,7 @@ class Worker:
         if self._declared_dead and threading.get_ident() == self._thread:
             # It may have claimed jobs when others had already taken what it held before: those that have been started
             # are lost, like any whose outcome cannot be written.
-            started = self.inflight.keys()
+            started = self._started_then | self.inflight.keys()
             engine.release(self.row.pk, started, self.clock(), self.using)
             if started:
                 engine.bury(self.row.pk, "It was away.", self.clock(), self.using)
@@ -450,14 +452,15 @@ class Worker:
 
     def beat(self) -> bool:
         """Renew the lease; False if the worker has been declared dead."""
-        begun = lease.now()
-        if self._left or engine.beat(self.row, self.using):
+        begun, row = lease.now(), self.row
+        if self._left or engine.beat(row, self.using):
             self.lease.renew(begun)
             self.inflight.wake()
             return True
-        if not self._declared_dead:
+        if row is self.row and not self._declared_dead:  # else it has begun anew meanwhile
             self._declared_dead = True
             self.inflight.take_waiting()
+            self._started_then = self.inflight.keys()
             logger.warning("Declared dead, its jobs are others' now: worker=%s", self.row)
             lost = ClaimLost("The worker was declared dead; its jobs have been taken.")
             for running in self.inflight.running():

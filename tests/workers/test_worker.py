@@ -13,7 +13,7 @@ from django.core.management import call_command
 from django.db import connection, connections
 from django.utils import timezone
 
-from django_dbq import wakeups
+from django_dbq import engine, wakeups
 from django_dbq.models import Attempt, Job
 from django_dbq.models import Worker as WorkerRow
 from django_dbq.storage import Queues
@@ -70,9 +70,8 @@ class Rounds:
     """A worker with its minder, of which the test makes every round."""
 
     def __init__(self, **options: Any) -> None:
-        from django_dbq import engine
-
         self.worker = Worker(Queues(), **options)
+        self.worker._thread = threading.get_ident()
         engine.start_worker(self.worker.row, "default")
         self.worker.minder = minder.Minder(self.worker)
         self.worker.minder.start()
@@ -80,6 +79,14 @@ class Rounds:
 
     def step(self) -> float:
         return self.worker.step(timezone.now())
+
+
+def until_done(worker: Worker, *jobs: Job) -> None:
+    for _ in range(20):
+        if states(*jobs) == ["COMPLETE"] * len(jobs):
+            return
+        worker.step(timezone.now())
+    raise AssertionError(states(*jobs))
 
 
 @pytest.fixture
@@ -93,6 +100,75 @@ def rounds() -> Any:
     yield make
     for each in made:
         each.worker._end()
+
+
+# -- declared dead --
+
+
+def test_news_of_the_death_of_an_earlier_row_does_not_strike_its_successor(
+    rounds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads ask for the same row; one hears so late that the other has begun anew."""
+    this = rounds().worker
+    heard, go_on = threading.Event(), threading.Event()
+    ask = engine.beat
+
+    def slowly(row: WorkerRow, using: str) -> bool:
+        alive = ask(row, using)
+        if threading.current_thread() is not threading.main_thread():
+            heard.set()
+            assert go_on.wait(20)
+        return alive
+
+    monkeypatch.setattr(engine, "beat", slowly)
+    first = this.row
+    engine.bury(first.pk, "A test.", timezone.now(), "default")
+    late = in_thread(this.beat)
+    assert heard.wait(20)
+    assert not this.beat()
+    this.step(timezone.now())
+    second = this.row
+    assert second.pk != first.pk
+
+    def hears_of_it(job: Job) -> None:
+        go_on.set()
+        assert not late.result(20)
+
+    TASKS["hears"] = hears_of_it
+    job = create("hears", "twice")
+    for _ in range(3):
+        this.step(timezone.now())
+    assert this.row is second
+    assert states(job) == ["COMPLETE"]
+    assert list(job.attempts.values_list("number", "outcome").order_by("number")) == [
+        (1, "succeeded"),
+        (2, "succeeded"),
+    ]
+
+
+def test_a_task_that_was_stopped_because_its_worker_is_dead_counts_as_lost(rounds: Any) -> None:
+    """Its job was claimed after the others had been taken, so that nobody else has taken it."""
+    this = rounds().worker
+    ran: list[int] = []
+
+    def hears_of_it(job: Job) -> None:
+        ran.append(job.attempt)
+        if len(ran) == 1:
+            assert not in_thread(this.beat).result(20)
+            for _ in range(1000):
+                pass  # the verdict strikes at one of the next lines
+            ran.append(-1)
+
+    TASKS["hears"] = hears_of_it
+    job, behind = create("hears", priority=1), create()
+    engine.bury(this.row.pk, "A test.", timezone.now(), "default")
+    until_done(this, job, behind)
+    assert ran == [1, 2]
+    assert list(job.attempts.values_list("number", "outcome").order_by("number")) == [
+        (1, "lost"),
+        (2, "succeeded"),
+    ]
+    assert list(behind.attempts.values_list("number", "outcome")) == [(1, "succeeded")]
 
 
 # -- how much is claimed --
