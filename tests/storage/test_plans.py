@@ -367,11 +367,11 @@ def staging_reads_the_head_of_the_future(storage: Storage, statistics: str) -> N
 
 @contextmanager
 def query_plans() -> Iterator[list[str]]:
-    """Collect what SQLite says that it would do for each statement on jobs that is sent within."""
+    """Collect what SQLite says that it would do for each statement on our tables that is sent within."""
     found: list[str] = []
 
     def explain(execute: Any, sql: str, params: Any, *rest: Any) -> Any:
-        if sql.startswith(("SELECT", "UPDATE")) and "django_dbq_job" in sql:
+        if sql.startswith(("SELECT", "UPDATE")) and "django_dbq_" in sql:
             with connection.cursor() as cursor:  # the driver's own: Django's would explain again
                 plan = cursor.cursor.execute(f"EXPLAIN QUERY PLAN {sql}", params)
                 found.extend(row[-1] for row in plan)
@@ -384,6 +384,7 @@ def query_plans() -> Iterator[list[str]]:
 BY_KEY = "SEARCH django_dbq_job USING INDEX sqlite_autoindex_django_dbq_job_1 (id=?)"
 BY_QUEUE = "SEARCH django_dbq_job USING INDEX dbq_job_claim (queue_name=?)"
 BY_TIME = "SEARCH django_dbq_job USING INDEX dbq_job_future"
+WORKER_BY_KEY = "SEARCH django_dbq_worker USING INTEGER PRIMARY KEY (rowid=?)"
 BY_WORKER = "SEARCH django_dbq_job USING INDEX dbq_job_held (worker_id=?)"
 
 
@@ -421,8 +422,9 @@ def test_plans_on_sqlite(
                 assert set(jobs_read) <= {BY_WORKER, BY_KEY}, found
             found.clear()
             assert storage.abandoned() == []
-            (line,) = (line for line in found if " django_dbq_job " in line)
-            assert "INDEX dbq_job_held" in line
+            jobs_line, workers_line = (line for line in found if " django_dbq_" in line)
+            assert jobs_line == BY_WORKER.replace("=", ">")
+            assert workers_line == WORKER_BY_KEY
         with subtests.test("finish"):
             found.clear()
             storage.finish(worker, [outcome(job) for job in jobs], NOW)
