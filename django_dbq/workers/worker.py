@@ -4,14 +4,11 @@ import contextlib
 import datetime
 import logging
 import math
-import os
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from uuid import UUID
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connections, reset_queries
@@ -19,11 +16,12 @@ from django.db import DatabaseError, InterfaceError, connections, reset_queries
 from .. import conf, engine
 from ..models import Job
 from ..models import Worker as WorkerRow
-from ..outcomes import ClaimLost, TimedOut
-from ..storage import Position, Queues, Suspects, storage_for
+from ..outcomes import TimedOut
+from ..storage import Queues, storage_for
 from ..wakeups import LOOK_AGAIN, Wakeup
-from . import lease, memory
+from . import memory
 from .blackbox import Blackbox
+from .claims import Claims
 from .executors import MainThreadExecutor, ThreadsExecutor
 from .heart import Heart
 from .housekeeping import Housekeeping
@@ -32,23 +30,15 @@ from .lease import Lease
 from .loop import LoopExecutor, lane_of
 from .minder import Minder
 from .patience import Backoff, steadily
+from .registration import Registration
 
 logger = logging.getLogger("django_dbq")
 
-BATCH_SECONDS = 0.05  # of work that a batch should hold
-BATCH_MOST = 500  # jobs: beyond, statements gain nothing more
-BATCH_GROWTH = 4  # at most so many times the batch before, so that one quick job does not claim hundreds of slow ones
-# A claim that takes longer than so many seconds, and so many more for each job, has had to pass dead entries. The next
-# ones then go on from its position, and only after so many times as long one starts at the head of the backlog again,
-# where more urgent jobs may have come in: passing dead entries takes a twentieth of the time at most.
-CLAIM_SECONDS = (0.01, 0.00003)
-HEAD_SHARE = 20
 WRITE_AFTER = 0.01  # seconds that an outcome may wait while further quick tasks run
 LISTENING_TICK = 5.0  # seconds between polls while notifications are heard
 GRACE = 30.0  # seconds that a stopping worker lets running tasks go on
 UNWIND = 1.0  # seconds that tasks in threads get to end after they were interrupted
 MEMORY_JITTER = 0.1  # of the limit: workers that grow alike do not all end at once
-SUSPECT_TURN = 10.0  # seconds that a busy worker makes room for a suspect; see `Worker._suspects`
 
 
 class Worker:
@@ -114,9 +104,9 @@ class Worker:
         self.cut_off = False  # a thread goes on with a task that did not end in time
         self.minded = self._can_be_minded()
         timeout = timeout or conf.configuration().worker_timeout
-        self.row = self._new_row(timeout)
+        self.row: WorkerRow
+        self.registration = Registration(self, timeout)
         self.lease = Lease(timeout if self.minded else math.inf)
-        self.pass_began = self.row.started if once else None
         self.inflight = InFlight(lambda: self.lease.held) if self.minded else InFlight()
         self.housekeeping = Housekeeping(queues, tick, using)
         self.threads = threads if self.minded else 0
@@ -124,22 +114,22 @@ class Worker:
             ThreadsExecutor(self, threads) if self.threads else MainThreadExecutor(self)
         )
         self.loop = LoopExecutor(self) if self.minded else None
+        self.claims = Claims(
+            queues,
+            using,
+            self.inflight,
+            self.loop,
+            threads=self.threads,
+            one_by_one=bool(rate_limit) or not self.minded,
+            pass_began=self.row.started if once else None,
+        )
         self.minder: Minder | None = None
         self.wakeup = self._wakeup()
-        self._batch = 1
-        self._position, self._head_due = Position(), 0.0
         self._last_start = float("-inf")
         self._wrote_for = 0.0  # seconds, within the current batch
         self._look_again = False
-        self._left = False  # its row says so, or is about to
-        self._declared_dead = False
-        self._started_then: set[UUID] = set()  # what had been started when that was noticed
         self._in_doubt = False  # an answer got lost: perhaps that of a claim
-        self._suspect = False  # what is in flight is a suspect, and so all of it
-        self._turn = SUSPECT_TURN
-        self._turn_ends, self._makes_room = 0.0, False
         self._paced, self._done_then = 0.0, 0
-        self._coroutines = 0  # to be claimed at least, if there is room
         self._memory_most = (max_memory or 0) * (1 - MEMORY_JITTER * random.random())
         self._writing = threading.Lock()
         self._counting = threading.Lock()
@@ -155,7 +145,7 @@ class Worker:
                 long-running worker waits for it instead.
         """
         self._thread = threading.get_ident()
-        self._register(self.row)
+        self.registration.begin()
         logger.info("Worker started: worker=%s queues=%s", self.row, self.queues)
         if self.ends and self.minded:
             # It may be over before its heart looks, and there may be no other workers but such.
@@ -194,7 +184,11 @@ class Worker:
             return pause
         if self._is_fulfilled():
             return 0.0
-        limit = self._limit()
+        limit = self.claims.limit()
+        if self.max_jobs is not None:
+            # Before `done`: a job that ends meanwhile counts twice, and not never.
+            held = self.inflight.held()
+            limit = min(limit, self.max_jobs - held - self.done)
         if limit < 1:
             return self.tick  # every task that ends rings the bell
         if self.minder is not None and not self.minder.active:
@@ -243,78 +237,20 @@ class Worker:
             self.stop(f"max_memory: {used:.0f} MiB are in use, {self.max_memory:g} are allowed")
         return self.stopping
 
-    def _limit(self) -> int:
-        """How many jobs to claim: a batch for each thread that is free, or none."""
-        if self._suspect and not self.inflight.empty:
-            return 0
-        batch = 1 if self.rate_limit or not self.minded else self._batch
-        waiting = self.inflight.waiting(Lane.SYNC)
-        if self.threads:
-            free = self.threads - self.inflight.running_in(Lane.SYNC)
-            if waiting > batch // 2:
-                return 0
-            batch = free + (batch if batch > 1 else 0) - waiting
-            if self.rate_limit:
-                batch = min(batch, 1)
-        if self.loop is not None and self.loop.used:
-            room = self.loop.room - self.inflight.waiting(Lane.ASYNC)
-            batch = min(max(batch, self._coroutines), room)
-        if self.max_jobs is not None:
-            # Before `done`: a job that ends meanwhile counts twice, and not never.
-            held = self.inflight.held()
-            batch = min(batch, self.max_jobs - held - self.done)
-        return batch
-
-    def _suspects(self) -> Suspects:
-        """How the next claim treats suspects.
-
-        They are for a worker that holds nothing else. One with threads may never do so: with a suspect at the head of
-        its queues it claims nothing for a while, then passes it for as long, each turn twice as long as the one before.
-        """
-        now = time.monotonic()
-        if self.inflight.empty:
-            self._turn, self._turn_ends, self._makes_room = SUSPECT_TURN, now + SUSPECT_TURN, True
-            return Suspects.ALONE
-        if now >= self._turn_ends:
-            self._turn *= 1 if self._makes_room else 2
-            self._turn_ends, self._makes_room = now + self._turn, not self._makes_room
-        return Suspects.AWAITED if self._makes_room else Suspects.PASSED
-
     def _claim(self, now: datetime.datetime, limit: int) -> list[Job]:
-        """Claim from the head of the backlog or, where the way there has become long, from the last claim's
-        position.
-        """
-        begun = time.monotonic()
-        if begun >= self._head_due:
-            self._position.forget()
-        from_head = not self._position.heads
-        claim = partial(
-            engine.claim, self.row, self.queues, limit, now, self.using, self.pass_began
-        )
-        suspects = self._suspects()
-        jobs = steadily(lambda: claim(self._position, suspects), self.using)
-        if jobs and (self._declared_dead or not self.lease.held):
-            row = self.row
+        row = self.row
+        jobs = self.claims.take(row, now, limit)
+        if jobs and (self.registration.declared_dead or not self.lease.held):
             self.keep_lease()
             if self.row is not row:
-                return []
-        ended = time.monotonic()
-        took = ended - begun
-        if from_head:
-            self._head_due = ended + HEAD_SHARE * took
-        slow = took > CLAIM_SECONDS[0] + CLAIM_SECONDS[1] * len(jobs)
-        if len(jobs) == limit and (slow or not from_head):
-            self._position.remember(jobs)
-        else:
-            self._position.forget()
-        return jobs or ([] if from_head else self._claim(now, limit))
+                return []  # they were claimed by a dead worker, and are free again
+        return jobs
 
     def _work(self, jobs: list[Job]) -> None:
         reset_queries()
         self.executor.freshen_connections()
         begun = self._last_start = time.monotonic()
         self._wrote_for = 0.0
-        self._suspect = any(job.lost for job in jobs)
         rest: list[Job] = []
         if self.loop is not None:
             lanes, rest = _sorted(jobs)
@@ -327,7 +263,7 @@ class Worker:
             if lanes[Lane.ASYNC]:
                 self.loop.run()
             # The next claim expects more of the same kind.
-            self._coroutines = self.loop.room if not lanes[Lane.SYNC] else 0
+            self.claims.expects_coroutines = not lanes[Lane.SYNC]
             jobs = lanes[Lane.SYNC]
         self.inflight.load(jobs)
         count = self.executor.run()
@@ -337,11 +273,9 @@ class Worker:
         if self.threads:
             count, took = self.done - self._done_then, begun - self._paced
             self._done_then, self._paced = self.done, begun
-        if count:
-            fitting = int(BATCH_SECONDS * count / max(took, 1e-9))
-            self._batch = max(1, min(fitting, BATCH_GROWTH * max(self._batch, 1), BATCH_MOST))
+        self.claims.pace(count, took)
         if rest:
-            self._batch = 1
+            self.claims.batch = 1
         if self.progress is not None:
             self.progress(self.done)
 
@@ -362,7 +296,7 @@ class Worker:
         with self._counting:
             self.done += 1
         if threading.get_ident() != self._thread:
-            if self.inflight.waiting(Lane.SYNC) <= self._batch // 2 or self.stopping:
+            if self.inflight.waiting(Lane.SYNC) <= self.claims.batch // 2 or self.stopping:
                 self.wakeup.bell.ring()
         elif self.inflight.unwritten_for() > WRITE_AFTER:
             begun = time.monotonic()
@@ -429,21 +363,12 @@ class Worker:
     def keep_lease(self) -> None:
         """Make sure that the jobs are still this worker's before anything is written of them.
 
-        A worker that was frozen or cut off asks first. If it has been declared dead it begins anew, with a new row:
-        what it held then is no longer its own, and fenced off by the old one.
+        A worker that was frozen or cut off asks first. If it has been declared dead it begins anew.
         """
-        if not self.lease.held and not self._declared_dead:
+        if not self.lease.held and not self.registration.declared_dead:
             steadily(self.beat, self.using)
-        if self._declared_dead and threading.get_ident() == self._thread:
-            # It may have claimed jobs when others had already taken what it held before: those that have been started
-            # are lost, like any whose outcome cannot be written.
-            started = self._started_then | self.inflight.keys()
-            engine.release(self.row.pk, started, self.clock(), self.using)
-            if started:
-                engine.bury(self.row.pk, "It was away.", self.clock(), self.using)
-            self._register(self._new_row(self.row.timeout))
-            self._declared_dead = False
-            logger.warning("Declared dead while it was away, begins anew: worker=%s", self.row)
+        if self.registration.declared_dead and threading.get_ident() == self._thread:
+            self.registration.begin_anew()
 
     def end_if_orphaned(self) -> None:
         """End if whoever supervised this process is gone: nobody would pass on a signal any more."""
@@ -452,47 +377,9 @@ class Worker:
 
     def beat(self) -> bool:
         """Renew the lease; False if the worker has been declared dead."""
-        begun, row = lease.now(), self.row
-        if self._left or engine.beat(row, self.using):
-            self.lease.renew(begun)
-            self.inflight.wake()
-            return True
-        if row is self.row and not self._declared_dead:  # else it has begun anew meanwhile
-            self._declared_dead = True
-            self.inflight.take_waiting()
-            self._started_then = self.inflight.keys()
-            logger.warning("Declared dead, its jobs are others' now: worker=%s", self.row)
-            lost = ClaimLost("The worker was declared dead; its jobs have been taken.")
-            for running in self.inflight.running():
-                knows = (
-                    running.job.claim_is_lost
-                )  # its checkpoint was refused: no need to be told twice
-                if running.sentence(lost) and not knows:
-                    running.deliver()
-                running.job.claim_is_lost = True
-            self.wakeup.bell.ring()
-        return False
+        return self.registration.beat()
 
     # -- start and end --
-
-    def _new_row(self, timeout: float) -> WorkerRow:
-        hostname, pid = socket.gethostname(), os.getpid()
-        return WorkerRow(
-            label=(self.label.replace("{pid}", str(pid)) or f"{hostname}:{pid}")[:255],
-            hostname=hostname,
-            pid=pid,
-            queues=str(self.queues)[:1000],
-            started=self.clock(),
-            timeout=timeout,
-        )
-
-    def _register(self, row: WorkerRow) -> None:
-        begun = lease.now()
-        steadily(partial(engine.start_worker, row, self.using), self.using)
-        self.row = row
-        self.lease.renew(begun)
-        if self.blackbox is not None:
-            self.blackbox.worker_id = self.row.pk
 
     def _leave_in_order(self) -> None:
         """Write and hand back what there is; a long-running worker that has anything waits for its database with it."""
@@ -504,10 +391,7 @@ class Worker:
                 self.hand_back()
                 if self._in_doubt:
                     self._release_unknown()
-                self._left = True
-                engine.stop_worker(self.row, self.clock(), self.using)
-                if self.blackbox is not None:
-                    self.blackbox.ended = True
+                self.registration.leave()
                 return
             except (DatabaseError, InterfaceError):
                 if self.ends:

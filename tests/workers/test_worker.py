@@ -18,7 +18,7 @@ from django_dbq.models import Attempt, Job
 from django_dbq.models import Worker as WorkerRow
 from django_dbq.storage import Queues
 from django_dbq.wakeups import LOOK_AGAIN
-from django_dbq.workers import minder, supervisor
+from django_dbq.workers import claims, minder, supervisor
 from django_dbq.workers import worker as worker_module
 from django_dbq.workers.worker import Worker
 from tests.processes import states, until_states
@@ -72,7 +72,7 @@ class Rounds:
     def __init__(self, **options: Any) -> None:
         self.worker = Worker(Queues(), **options)
         self.worker._thread = threading.get_ident()
-        engine.start_worker(self.worker.row, "default")
+        self.worker.registration.begin()
         self.worker.minder = minder.Minder(self.worker)
         self.worker.minder.start()
         self.claimed: list[list[str]] = []
@@ -180,7 +180,7 @@ def test_the_batch_grows_with_quick_tasks_and_shrinks_with_slow_ones(rounds: Any
     this = rounds()
 
     def slow(job: Job) -> None:
-        threading.Event().wait(2 * worker_module.BATCH_SECONDS)
+        threading.Event().wait(2 * claims.BATCH_SECONDS)
 
     TASKS["slow"] = slow
     for _ in range(1 + 4 + 16):
@@ -198,7 +198,7 @@ def test_the_batch_grows_with_quick_tasks_and_shrinks_with_slow_ones(rounds: Any
 
 def test_a_slow_task_makes_the_next_claim_a_single_job(rounds: Any) -> None:
     this = rounds()
-    TASKS["slow"] = lambda job: threading.Event().wait(2 * worker_module.BATCH_SECONDS)
+    TASKS["slow"] = lambda job: threading.Event().wait(2 * claims.BATCH_SECONDS)
     create("slow", priority=1)
     jobs = [create() for _ in range(10)]
     this.step()
@@ -226,8 +226,8 @@ def test_with_a_rate_limit_jobs_are_claimed_one_by_one(
 @pytest.fixture
 def far_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every way to the head of the backlog led past many dead entries: claims go on from where the last was."""
-    monkeypatch.setattr(worker_module, "CLAIM_SECONDS", (-1.0, 0.0))
-    monkeypatch.setattr(worker_module, "HEAD_SHARE", 1e9)
+    monkeypatch.setattr(claims, "CLAIM_SECONDS", (-1.0, 0.0))
+    monkeypatch.setattr(claims, "HEAD_SHARE", 1e9)
 
 
 def test_an_urgent_job_is_the_next_one(rounds: Any) -> None:
@@ -257,7 +257,7 @@ def test_after_a_long_task_a_worker_starts_at_the_head_again(rounds: Any) -> Non
     def first(job: Job) -> None:
         ran.append("first")
         create("urgent", priority=1)
-        this.worker._head_due = 0.0  # it took a long time
+        this.worker.claims._head_due = 0.0  # it took a long time
 
     TASKS["first"] = first
     for key in ("second", "urgent"):
@@ -353,7 +353,7 @@ def handlers() -> list[Any]:
 def test_a_signal_in_the_middle_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal comes at a moment that the task knows; that others get the jobs behind is the signal's doing alone."""
     monkeypatch.setattr(minder, "HAND_BACK_AFTER", 1000)
-    monkeypatch.setattr(worker_module, "BATCH_GROWTH", 100)
+    monkeypatch.setattr(claims, "BATCH_GROWTH", 100)
     seen: list[Any] = []
 
     def stop(job: Job) -> None:
