@@ -142,8 +142,9 @@ class Executor:
 
     def hand_back(self, job: Job) -> None:
         """Return a started job to its queue, unless somebody else has done so."""
-        if self.inflight.drop(job):
-            self.worker.hand_back_one(job)
+        with self.inflight.moving():
+            if self.inflight.drop(job):
+                self.worker.hand_back_one(job)
 
     def give_back(self, job: Job) -> None:
         """The same after an error of our own; where that is not possible now, the worker does it later."""

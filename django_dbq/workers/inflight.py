@@ -3,11 +3,12 @@
 Shared by the threads that run tasks, the minder and the heart; whoever takes a job or an outcome out of here owns it.
 """
 
+import contextlib
 import datetime
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Protocol
 from uuid import UUID
@@ -101,6 +102,7 @@ class InFlight:
         self._unwritten: list[Execution] = []
         self._loaded_at = 0.0
         self._unwritten_since = 0.0
+        self._moving = 0
         self.closed = False  # nothing is started any more
 
     def load(self, jobs: Iterable[Job], lane: Lane = Lane.SYNC) -> None:
@@ -151,6 +153,17 @@ class InFlight:
         with self._lock:
             return self._running.pop(job.pk, None) is not None
 
+    @contextlib.contextmanager
+    def moving(self) -> Iterator[None]:
+        """Within, what is taken out of here is on its way to the database: this is not empty before it has arrived."""
+        with self._lock:
+            self._moving += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._moving -= 1
+
     def take_waiting(self) -> list[Job]:
         """All jobs that were not started, for handing back."""
         with self._lock:
@@ -177,7 +190,9 @@ class InFlight:
     @property
     def empty(self) -> bool:
         """Whether nothing would be lost if the process ended here."""
-        return not (any(self._waiting.values()) or self._running or self._unwritten)
+        with self._lock:
+            held = any(self._waiting.values()) or self._running or self._unwritten
+            return not (held or self._moving)
 
     def keys(self) -> set[UUID]:
         """The ids of all jobs that this worker knows to be its own."""

@@ -195,6 +195,9 @@ class Worker:
             # Now, so that it wakes up while this thread waits for the database and not for the first task.
             self.minder.active = True
             self.minder.bell.ring()
+        held_nothing = (
+            self.inflight.empty
+        )  # before: what it held may be READY again after the claim
         jobs = self._claim(now, limit)
         if jobs:
             self._work(jobs)
@@ -206,6 +209,8 @@ class Worker:
         if not self.inflight.empty:
             return self.tick
         if self.ends:
+            if not held_nothing:
+                return 0.0
             self.housekeeping.idle(now)
             self.stop("nothing is left to do")
             return 0.0
@@ -307,7 +312,7 @@ class Worker:
 
     def write_outcomes(self) -> None:
         """Write all outcomes that there are; they are kept if the database does not take them now."""
-        with self._writing:
+        with self._writing, self.inflight.moving():
             executions = self.inflight.take_unwritten()
             if not executions:
                 return
@@ -325,13 +330,14 @@ class Worker:
 
     def hand_back(self) -> None:
         """Hand back every job that was claimed and not started."""
-        jobs = self.inflight.take_waiting()
-        try:
-            self._hand_back(jobs)
-        except BaseException:
-            for job in jobs:
-                self.inflight.load([job], lane_of(job)[0])
-            raise
+        with self.inflight.moving():
+            jobs = self.inflight.take_waiting()
+            try:
+                self._hand_back(jobs)
+            except BaseException:
+                for job in jobs:
+                    self.inflight.load([job], lane_of(job)[0])
+                raise
 
     def doubt(self) -> None:
         """The database has not answered: connections may be dead, and jobs held that nobody here knows of."""

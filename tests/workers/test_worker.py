@@ -295,6 +295,45 @@ def test_a_worker_that_ends_by_itself_does_every_priority_and_queue(
     assert set(states(*jobs)) == {"COMPLETE"}
 
 
+@pytest.mark.parametrize("way", ["write", "hand back"])
+def test_it_does_not_end_while_something_of_its_own_is_on_its_way(
+    rounds: Any, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Another thread is just writing what will be READY then: neither claimable nor held when the worker looks."""
+    this = rounds(until_done=True).worker
+    job = create(name="twice")
+    this.inflight.load(this._claim(timezone.now(), 1))
+    begun, go_on = threading.Event(), threading.Event()
+    name, send = "hand_back", this.hand_back
+    if way == "write":
+        name, send = "finish", this.write_outcomes
+    write, claim = getattr(engine, name), this._claim
+    sent: list[Future[Any]] = []
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        begun.set()
+        assert go_on.wait(20)
+        return write(*args, **kwargs)
+
+    def meanwhile(now: datetime.datetime, limit: int) -> list[Job]:
+        if not sent:
+            if way == "write":
+                assert this.executor.run() == 1
+            sent.append(in_thread(send))
+            assert begun.wait(20)
+        return claim(now, limit)
+
+    monkeypatch.setattr(engine, name, slowly)
+    monkeypatch.setattr(this, "_claim", meanwhile)
+    this.step(timezone.now())
+    assert not this.stopping
+    go_on.set()
+    sent[0].result(20)
+    while not this.stopping:
+        this.step(timezone.now())
+    assert states(job) == ["COMPLETE"]
+
+
 @pytest.mark.parametrize("head", ["near", "far"])
 @pytest.mark.django_db(transaction=False)
 def test_so_does_one_in_a_tests_transaction(head: str, request: pytest.FixtureRequest) -> None:
