@@ -102,7 +102,7 @@ class InFlight:
         self._unwritten: list[Execution] = []
         self._loaded_at = 0.0
         self._unwritten_since = 0.0
-        self._moving = 0
+        self._moving = 0  # how many are on their way to the database
         self.closed = False  # nothing is started any more
 
     def load(self, jobs: Iterable[Job], lane: Lane = Lane.SYNC) -> None:
@@ -163,6 +163,12 @@ class InFlight:
         finally:
             with self._lock:
                 self._moving -= 1
+
+    @property
+    def busy(self) -> bool:
+        """Whether a task runs, or something is on its way to the database."""
+        with self._lock:
+            return bool(self._running or self._moving)
 
     def take_waiting(self) -> list[Job]:
         """All jobs that were not started, for handing back."""

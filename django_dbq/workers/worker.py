@@ -440,12 +440,14 @@ class Worker:
         )
 
     def _await_threads(self) -> None:
-        """Wait for tasks in other threads. Those that do not end, although interrupted, end with the process."""
-        while running := self.inflight.running():
-            if time.monotonic() > self.leave_by + UNWIND:
-                break
+        """Wait for tasks in other threads, and for what these write or hand back then. Tasks that do not end, although
+        interrupted, end with the process.
+        """
+        while self.inflight.busy and time.monotonic() <= self.leave_by + UNWIND:
             self.wakeup.bell.wait(0.1)
-        for one in running:
+        if self.inflight.busy:
+            self._in_doubt = True
+        for one in self.inflight.running():
             self.cut_off = True
             if isinstance(one.verdict, TimedOut):
                 continue  # on record, and not to be given back: others take it from this ended worker

@@ -423,6 +423,39 @@ def test_stop_from_another_thread_ends_an_idle_worker() -> None:
     assert WorkerRow.objects.get().stopped is not None
 
 
+def test_a_worker_waits_until_its_threads_have_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was interrupted is neither running nor back in its queue while a thread hands it back."""
+    this = Worker(Queues(), threads=1, grace=0)
+    started, begun, go_on = threading.Event(), threading.Event(), threading.Event()
+    hand_back = engine.hand_back
+
+    def slowly(*args: Any, **kwargs: Any) -> int:
+        begun.set()
+        assert go_on.wait(20)
+        return hand_back(*args, **kwargs)
+
+    def endless(job: Job) -> None:
+        started.set()
+        while True:
+            threading.Event().wait(0.01)
+
+    TASKS["endless"] = endless
+    monkeypatch.setattr(engine, "hand_back", slowly)
+    monkeypatch.setattr(worker_module, "UNWIND", 20.0)
+    job = create("endless")
+    ran = in_thread(this.run)
+    assert started.wait(20)
+    this.stop()
+    assert begun.wait(20)
+    leaving = threading.Event()
+    monkeypatch.setattr(this, "_leave_in_order", leaving.set)
+    assert not leaving.wait(0.3)
+    go_on.set()
+    ran.result(20)
+    assert leaving.is_set()
+    assert states(job) == ["NEW"]
+
+
 def test_nothing_is_started_after_a_stop() -> None:
     ran: list[str] = []
     worker = Worker(Queues())
