@@ -170,6 +170,8 @@ def worker(
     try:
         yield process
         if process.running:
+            # Before, Python itself would take the signal.
+            until(lambda: "Worker started" in process.output() or not process.running, "its start")
             process.stop()
         if process.wait() == 0:
             assert not process.alive(), "the worker has left a process behind"
