@@ -64,17 +64,19 @@ class Claims:
         """How many jobs to claim: a batch for each thread that is free, or none."""
         if self._holds_suspect and not self.inflight.empty:
             return 0
-        batch = 1 if self.one_by_one else self.batch
         waiting = self.inflight.waiting(Lane.SYNC)
+        free = self.threads - self.inflight.running_in(Lane.SYNC)
+        room = self.loop.room - self.inflight.waiting(Lane.ASYNC) if self.loop is not None else 0
+        if self.one_by_one:
+            # The next one when this one has been started: only then it is known when that may be.
+            begun = not waiting and not self.inflight.waiting(Lane.ASYNC)
+            return int(begun and (free > 0 or not self.threads) and (room > 0 or not self.loop))
+        batch = self.batch
         if self.threads:
-            free = self.threads - self.inflight.running_in(Lane.SYNC)
             if waiting > batch // 2:
                 return 0
             batch = free + (batch if batch > 1 else 0) - waiting
-            if self.one_by_one:
-                batch = min(batch, 1)
         if self.loop is not None and self.loop.used:
-            room = self.loop.room - self.inflight.waiting(Lane.ASYNC)
             batch = min(max(batch, self.loop.room if self.expects_coroutines else 0), room)
         return batch
 

@@ -103,6 +103,7 @@ class InFlight:
         self._loaded_at = 0.0
         self._unwritten_since = 0.0
         self._moving = 0  # how many are on their way to the database
+        self.last_start = float("-inf")  # by time.monotonic()
         self.closed = False  # nothing is started any more
 
     def load(self, jobs: Iterable[Job], lane: Lane = Lane.SYNC) -> None:
@@ -129,6 +130,7 @@ class InFlight:
             return None
         running = Running(self._waiting[lane].popleft(), lane)
         self._running[running.job.pk] = running
+        self.last_start = time.monotonic()
         return running
 
     def close(self) -> None:

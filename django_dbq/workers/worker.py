@@ -125,7 +125,6 @@ class Worker:
         )
         self.minder: Minder | None = None
         self.wakeup = self._wakeup()
-        self._last_start = float("-inf")
         self._wrote_for = 0.0  # seconds, within the current batch
         self._look_again = False
         self._in_doubt = False  # an answer got lost: perhaps that of a claim
@@ -180,7 +179,7 @@ class Worker:
         self.write_outcomes()  # of a round that lost its database, or of other threads
         if self._in_doubt:
             self._release_unknown()
-        if (pause := self._last_start + self.rate_limit - time.monotonic()) > 0:
+        if (pause := self.inflight.last_start + self.rate_limit - time.monotonic()) > 0:
             return pause
         if self._is_fulfilled():
             return 0.0
@@ -254,7 +253,7 @@ class Worker:
     def _work(self, jobs: list[Job]) -> None:
         reset_queries()
         self.executor.freshen_connections()
-        begun = self._last_start = time.monotonic()
+        begun = time.monotonic()
         self._wrote_for = 0.0
         rest: list[Job] = []
         if self.loop is not None:

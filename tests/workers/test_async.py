@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from django_dbq.models import Job, Worker
+from django_dbq.models import Attempt, Job, Worker
 from tests.process_jobs import journal, tell, told, told_before, until
 from tests.processes import create, outcomes, states, until_states, worker
 
@@ -142,3 +142,17 @@ def test_a_timeout_ends_it_with_its_process() -> None:
         until_states("FAILED", job)
         until_states("COMPLETE", create("use_orm_async"))
     assert outcomes(job)[0] == (1, "timed_out")
+
+
+def test_a_pause_between_starts_is_kept_by_coroutines() -> None:
+    """They run at a time, and start one after the other."""
+    jobs = [create("stand_async", str(n)) for n in range(4)]
+    with worker("--rate_limit", "0.2", "--tick", "0.05"):
+        for number in range(4):
+            told(f"started {number} 1")
+        assert states(*jobs) == ["PROCESSING"] * 4
+        for number in range(4):
+            tell(f"go on {number} 1")
+        until_states("COMPLETE", *jobs)
+    starts = list(Attempt.objects.order_by("started").values_list("started", flat=True))
+    assert (starts[3] - starts[0]).total_seconds() > 0.57

@@ -215,7 +215,7 @@ def test_with_a_rate_limit_jobs_are_claimed_one_by_one(
     pause = this.step()
     assert 99 < pause <= 100
     assert states(*jobs) == ["COMPLETE", "NEW", "NEW"]
-    this.worker._last_start -= 100
+    this.worker.inflight.last_start -= 100
     this.step()
     assert states(*jobs) == ["COMPLETE", "COMPLETE", "NEW"]
 
