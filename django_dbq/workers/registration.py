@@ -60,7 +60,8 @@ class Registration:
         """Renew the lease; False if the worker has been declared dead."""
         worker = self.worker
         begun, row = lease.now(), worker.row
-        if self._left or engine.beat(row, worker.using):
+        alive = self._left or engine.beat(row, worker.using)
+        if alive or self._left:  # it may have left while it was asking
             worker.lease.renew(begun)
             worker.inflight.wake()
             return True

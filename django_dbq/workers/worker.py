@@ -194,9 +194,8 @@ class Worker:
             # Now, so that it wakes up while this thread waits for the database and not for the first task.
             self.minder.active = True
             self.minder.bell.ring()
-        held_nothing = (
-            self.inflight.empty
-        )  # before: what it held may be READY again after the claim
+        # Before the claim: what it holds now may be READY again after it.
+        held_nothing = self.inflight.empty
         jobs = self._claim(now, limit)
         if jobs:
             self._work(jobs)

@@ -146,6 +146,22 @@ def test_news_of_the_death_of_an_earlier_row_does_not_strike_its_successor(
     ]
 
 
+def test_a_worker_that_leaves_while_it_asks_was_not_declared_dead(
+    rounds: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    this, ask = rounds().worker, engine.beat
+
+    def slowly(row: WorkerRow, using: str) -> bool:
+        this.registration.leave()
+        return ask(row, using)
+
+    monkeypatch.setattr(engine, "beat", slowly)
+    this.row.reason = "told to stop"
+    assert this.beat()
+    assert "dead" not in caplog.text
+    assert WorkerRow.objects.get(pk=this.row.pk).reason == "told to stop"
+
+
 def test_a_task_that_was_stopped_because_its_worker_is_dead_counts_as_lost(rounds: Any) -> None:
     """Its job was claimed after the others had been taken, so that nobody else has taken it."""
     this = rounds().worker
