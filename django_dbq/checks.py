@@ -3,7 +3,9 @@
 E001 JOBS or a job's name   E002 an entry without tasks      E003 unknown option    E004 wrong value of an option
 E005 malformed step         E006 not supported yet           E007 DBQ key           E008 DBQ value
 E009 path does not import   E010 not what it has to be: a function with these parameters, an exception
-E011 database not supported E012 an atomic step that is async                       E013 numbers that contradict
+E011 database not supported E012 an atomic step that is async
+E013 numbers that contradict, and options without the one that gives them their effect
+E014 names of steps that clash: one given twice, or a renamed_from that still stands, or that no job can stand at
 """
 
 import inspect
@@ -18,7 +20,7 @@ from django.utils.module_loading import import_string
 
 from . import conf
 from .options import Problem
-from .pipelines import Pipeline, Step, Written
+from .pipelines import Pipeline, Step, Written, in_full
 from .runner import exception_class
 from .storage import storage_for
 
@@ -36,6 +38,7 @@ def check_settings(
         problems.extend(_paths(pipeline))
     for written in configuration.catalogue.written:
         problems.extend(_retries(written, configuration.max_runs))
+        problems.extend(_former(written))
     return [
         Error(
             f"{problem.where} {problem.text}.", hint=problem.hint, id=f"django_dbq.{problem.code}"
@@ -62,12 +65,15 @@ def check_database(databases: Sequence[str] | None = None, **kwargs: Any) -> lis
 
 def _paths(pipeline: Pipeline) -> Iterator[Problem]:
     where = f"JOBS[{pipeline.name!r}]"
-    for step in pipeline.steps:
-        yield from _task(step, f'{where}["tasks"][{step.place}]')
+    for step, at in zip(pipeline.every, pipeline.where, strict=True):
+        if type(step) is Step:
+            yield from _task(step, at)
+        if step.when:
+            yield from _plain(step.when, f'{at}["when"]', ("job",))
     for hook in HOOKS:
         if path := getattr(pipeline, hook):
             parameters = ("job", "exc") if hook == "failure_hook" else ("job",)
-            yield from _hook(path, f'{where}["{hook}"]', parameters)
+            yield from _plain(path, f'{where}["{hook}"]', parameters)
 
 
 def _task(step: Step, where: str) -> Iterator[Problem]:
@@ -80,7 +86,8 @@ def _task(step: Step, where: str) -> Iterator[Problem]:
         yield Problem("E012", where, text, hint)
 
 
-def _hook(path: str, where: str, parameters: tuple[str, ...]) -> Iterator[Problem]:
+def _plain(path: str, where: str, parameters: tuple[str, ...]) -> Iterator[Problem]:
+    """Problems with a hook or a predicate."""
     function, problem = _function(path, where, parameters)
     if problem is not None:
         yield problem
@@ -132,3 +139,24 @@ def _retries(written: Written, max_runs: int | None) -> Iterator[Problem]:
         text = f'is {retries}, but DBQ["MAX_RUNS"] allows a job {max_runs} attempts, the first included'
         hint = 'Allow fewer retries, or more runs; DBQ["MAX_RUNS"] = None allows any number.'
         yield Problem("E013", f'{written.where}["retries"]', text, hint)
+
+
+def _former(written: Written) -> Iterator[Problem]:
+    """Words in ``renamed_from`` that no job stands at: of tasks, rows have the path, and one without a dot imports
+    nothing.
+    """
+    former = written.options.get("renamed_from", ())
+    words = enumerate([former] if isinstance(former, str) else former)
+    if any(form in written.options for form in ("group", "wait_for")):
+        return  # which may have been called anything
+    for number, word in words:
+        if in_full(word) or "." in word:
+            continue
+        at = "" if isinstance(former, str) else f"[{number}]"
+        text = f"is {word!r}, which is no path that a job stands at"
+        wanted = "the path that its task had" if "map" in written.options else "the path of a task"
+        hint = (
+            f"Say {wanted}, or what job.next_task was in full: "
+            '"map PATH", "group NAME", "wait_for EVENT" (a name moves no job).'
+        )
+        yield Problem("E014", f'{written.where}["renamed_from"]{at}', text, hint)

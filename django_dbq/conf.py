@@ -8,7 +8,8 @@ from django.conf import settings
 from django.core.signals import setting_changed
 
 from .options import LEASE, LIMIT, Expectation, Problem, or_none
-from .pipelines import Catalogue, nearest, parse
+from .parsing import kind, parse
+from .pipelines import Catalogue, Pipeline, nearest
 
 WAKEUPS = ("auto", "poll")
 
@@ -36,6 +37,7 @@ class Configuration:
 
     catalogue: Catalogue
     known_steps: tuple[str, ...]  # "name path" of every step: what a worker may claim
+    limited: tuple[Pipeline, ...]  # those with a limit
     wakeup: str
     max_runs: int | None  # attempts that a job may have, over all steps; None: any number
     worker_timeout: float  # seconds; a worker that has been silent for so long counts as lost
@@ -63,9 +65,7 @@ def catalogue() -> Catalogue:
 def _parse(jobs: object, dbq: object) -> Configuration:
     problems: list[Problem] = []
     if not isinstance(dbq, Mapping):
-        problems.append(
-            Problem("E007", "DBQ", f"is a {type(dbq).__name__}", "Make it a dict of settings.")
-        )
+        problems.append(Problem("E007", "DBQ", f"is {kind(dbq)}", "Make it a dict of settings."))
         dbq = {}
     valid: dict[str, Any] = {}
     for key, value in dbq.items():
@@ -86,8 +86,16 @@ def _parse(jobs: object, dbq: object) -> Configuration:
     return Configuration(
         catalogue=parsed,
         known_steps=tuple(
-            sorted({f"{p.name} {step.path}" for p in parsed.values() for step in p.steps})
+            sorted(
+                {
+                    f"{p.name} {path}"
+                    for p in parsed.values()
+                    for step in p.every
+                    for path in (step.path, *step.renamed_from)
+                }
+            )
         ),
+        limited=tuple(p for p in parsed.values() if p.concurrency or p.rate_limit),
         wakeup=valid.get("WAKEUP", "auto"),
         max_runs=valid.get("MAX_RUNS", 100),
         worker_timeout=float(valid.get("WORKER_TIMEOUT", 60)),

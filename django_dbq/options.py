@@ -39,6 +39,7 @@ Expectation = Callable[
 class Option:
     expects: Expectation
     supported: bool = True
+    mistake: Expectation | None = None  # what is wrong within a value of the right form
 
 
 def _expect(what: str, holds: Callable[[Any], bool]) -> Expectation:
@@ -107,12 +108,24 @@ def or_none(expectation: Expectation) -> Expectation:
     return expects
 
 
+def _mistake_of_schema(value: Any) -> str | None:
+    from . import schemas  # takes a while to import, which only those with a schema need
+
+    wrong = schemas.mistake(value)
+    return wrong and f"is not a JSON schema: {wrong}"
+
+
 PATH = _expect("a dotted path (a string of at most 255 characters)", _is_path)
 EXCEPTIONS = _expect(
     'a list of exceptions: dotted paths, or names of built-in ones such as "OSError"',
     lambda value: isinstance(value, list | tuple) and bool(value) and all(map(_is_path, value)),
 )
 TEXT = _expect("a string that is not empty", _is_text)
+EVENT_LENGTH = 200
+NAME = _expect(
+    f"a name (a string of 1 to {EVENT_LENGTH} characters)",
+    lambda value: _is_text(value) and len(value) <= EVENT_LENGTH and "\0" not in value,
+)
 FLAG = _expect("True or False", lambda value: isinstance(value, bool))
 COUNT = _expect("a whole number, 0 or more", _is_count)
 LIMIT = _expect("a whole number, 1 or more", lambda value: _is_count(value, 1))
@@ -190,46 +203,60 @@ JOB_OPTIONS: dict[str, Option] = {
     "description": Option(_expect("a string", lambda value: isinstance(value, str))),
     **SHARED,
     "unique": Option(
-        _either(_expect("True or False", lambda value: isinstance(value, bool)), _each(TEXT)),
-        supported=False,
+        _either(_expect("True or False", lambda value: isinstance(value, bool)), _each(TEXT))
     ),
-    "concurrency": Option(
-        _either(LIMIT, _dict_of({"limit": LIMIT, "key": TEXT}, "limit")), supported=False
+    "unique_conflict": Option(
+        _expect(
+            '"return", "raise" or "replace"',
+            lambda value: value in ("return", "raise", "replace"),
+        )
     ),
-    "rate_limit": Option(
-        _either(RATE, _dict_of({"limit": RATE, "key": TEXT}, "limit")), supported=False
-    ),
+    "concurrency": Option(_either(LIMIT, _dict_of({"limit": LIMIT, "key": TEXT}, "limit"))),
+    "rate_limit": Option(_either(RATE, _dict_of({"limit": RATE, "key": TEXT}, "limit"))),
     "schedule": Option(_either(SCHEDULE, _each(SCHEDULE)), supported=False),
     "workspace_schema": Option(
-        _expect("a JSON schema (a dict)", lambda value: isinstance(value, Mapping)), supported=False
+        _expect("a JSON schema (a dict)", lambda value: isinstance(value, Mapping)),
+        mistake=_mistake_of_schema,
     ),
 }
 
-STEP_OPTIONS: dict[str, Option] = {
-    "task": Option(PATH),
-    "name": Option(TEXT, supported=False),
-    "renamed_from": Option(_either(TEXT, _each(TEXT)), supported=False),
-    "when": Option(PATH, supported=False),
-    "queue": Option(QUEUE, supported=False),
-    **SHARED,
+# Options of every form of a step.
+NAMED: dict[str, Option] = {
+    "name": Option(NAME),
+    "renamed_from": Option(_either(TEXT, _each(TEXT))),
+    "when": Option(PATH),
 }
+ON_FAILURE = Option(
+    _expect(
+        '"fail", "cancel_rest" or "ignore"',
+        lambda value: value in ("fail", "cancel_rest", "ignore"),
+    )
+)
 
-# The other forms of a step, by the key that makes them: durable pauses and maps.
-PAUSE_OPTIONS: dict[str, dict[str, Option]] = {
-    "sleep": {"sleep": Option(SECONDS, supported=False), "name": STEP_OPTIONS["name"]},
+# The forms of a step, by the key that makes them: a task, durable pauses, groups and maps.
+FORMS: dict[str, dict[str, Option]] = {
+    "task": {"task": Option(PATH), **NAMED, "queue": Option(QUEUE), **SHARED},
+    "sleep": {"sleep": Option(SECONDS), **NAMED},
     "wait_for": {
-        "wait_for": Option(TEXT, supported=False),
-        "timeout": Option(TIMEOUT, supported=False),
+        "wait_for": Option(NAME),
+        "timeout": Option(or_none(TIMEOUT)),
         "on_timeout": Option(
-            _expect('"fail" or "continue"', lambda value: value in ("fail", "continue")),
-            supported=False,
+            _expect('"fail" or "continue"', lambda value: value in ("fail", "continue"))
         ),
-        "name": STEP_OPTIONS["name"],
+        **NAMED,
+    },
+    "group": {
+        "group": Option(lambda value: None),  # the parser goes through it itself
+        "on_failure": ON_FAILURE,
+        **NAMED,
     },
     "map": {
-        **{key: option for key, option in STEP_OPTIONS.items() if key != "task"},
-        "map": Option(PATH, supported=False),
-        "over": Option(TEXT, supported=False),
-        "into": Option(TEXT, supported=False),
+        "map": Option(PATH),
+        "over": Option(TEXT),
+        "into": Option(TEXT),
+        "on_failure": ON_FAILURE,
+        **NAMED,
+        "queue": Option(QUEUE),
+        **SHARED,
     },
 }

@@ -5,7 +5,10 @@ No database, no clock and no chance: the same arguments always give the same dec
 
 import datetime
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
 
 from django.conf import settings
 from django.db.models import TextChoices
@@ -67,11 +70,78 @@ def _as_stored(time: datetime.datetime) -> datetime.datetime:
         time = time.astimezone(datetime.UTC)
         return time if settings.USE_TZ else timezone.make_naive(time)
     except OverflowError:
-        raise ValueError(f"Retry's at is {time!r}, which is no time in UTC.") from None
+        raise ValueError(f"{time!r} is no time in UTC.") from None
 
 
 class Abort(Exception):
     """Returned or raised by a task: the job has failed, whatever ``retries`` are left."""
+
+
+def key_of(job: Any) -> UUID:
+    """The id of a job that is given as itself or by its id.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    key = getattr(job, "pk", job)
+    if isinstance(key, UUID):
+        return key
+    try:
+        return UUID(str(key))
+    except ValueError:
+        raise ValueError(f"{job!r} is no saved job, and no id of one.") from None
+
+
+class Wait(Exception):
+    """Returned or raised by a task: run this step again when other jobs are done, or at a time.
+
+    It is no failure. ``DBQ["MAX_RUNS"]`` bounds it.
+
+    Args:
+        jobs: jobs that are saved, or their ids; the job is WAITING until all of them (or with ``mode="any"`` one) are
+            COMPLETE.
+        until: the time; aware, or in the current time zone.
+        mode: "all" or "any".
+        on_failure: "block" (default): BLOCKED when one of them has FAILED or is CANCELLED; "proceed": that counts
+            as done.
+
+    Raises:
+        TypeError, ValueError: not exactly one of ``jobs`` and ``until``, or values other than these.
+    """
+
+    def __init__(
+        self,
+        jobs: Iterable[Any] | None = None,
+        until: datetime.datetime | None = None,
+        mode: str = "all",
+        on_failure: str = "block",
+    ) -> None:
+        super().__init__(jobs, until, mode, on_failure)
+        if (jobs is None) == (until is None):
+            raise TypeError("Wait takes either jobs or until")
+        if until is not None and not isinstance(until, datetime.datetime):
+            raise TypeError(f"Wait's until is {until!r}. Expected: a datetime.")
+        for name, value, known in (
+            ("mode", mode, ("all", "any")),
+            ("on_failure", on_failure, ("block", "proceed")),
+        ):
+            if value not in known:
+                raise ValueError(f"Wait's {name} is {value!r}. Expected: {' or '.join(known)}.")
+        if isinstance(jobs, str) or hasattr(jobs, "pk"):
+            raise TypeError(f"Wait's jobs is {jobs!r}. Expected: a list of jobs, or of their ids.")
+        # Looked at here, so that a mistake is raised where it was made.
+        self.jobs = None if jobs is None else tuple(dict.fromkeys(map(key_of, jobs)))
+        self.until = None if until is None else _as_stored(until)
+        self.mode, self.on_failure = mode, on_failure
+
+    def __str__(self) -> str:
+        if self.jobs is None:
+            return f"to be run again at {self.until}"
+        return f"to be run again after {self.mode} of {len(self.jobs)} jobs"
+
+
+class Finish(Exception):
+    """Returned or raised by a task: the job is complete, the steps after this one are skipped."""
 
 
 class TimedOut(BaseException):
@@ -101,6 +171,9 @@ class AttemptOutcome(TextChoices):
     TIMED_OUT = "timed_out", _("Timed out")
     LOST = "lost", _("Lost")  # its worker stopped reporting
     RETRIED = "retried", _("Retried")  # the task itself has asked for it
+    WAITED = "waited", _("Waited")  # it has begun to wait; the same step is run again
+    SKIPPED = "skipped", _("Skipped")  # its predicate said so
+    CANCELLED = "cancelled", _("Cancelled")  # somebody has cancelled the job meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +201,36 @@ class Decision:
     run_after: datetime.datetime | None = None  # None leaves it as it is
 
 
-def decide(pipeline: Pipeline, step: Step) -> Decision:
-    """Decide where a job goes after an attempt at ``step`` that has done its work."""
-    following = pipeline.after(step)
+def decide(
+    pipeline: Pipeline,
+    step: Step,
+    *,
+    member: bool = False,
+    finish: bool = False,
+    outcome: AttemptOutcome = AttemptOutcome.SUCCEEDED,
+) -> Decision:
+    """Decide where a job goes after an attempt at ``step`` that has done its work, or was not needed.
+
+    Args:
+        member: of a group or map.
+        finish: the task has asked to skip the rest.
+    """
+    following = None if finish else pipeline.after(step, member)
     event = Event.LAST_STEP_DONE if following is None else Event.STEP_DONE
-    return Decision(event, target(event), following, AttemptOutcome.SUCCEEDED)
+    return Decision(event, target(event), following, outcome)
+
+
+def decide_wait(step: Step, tries: Tries, until: datetime.datetime | None = None) -> Decision:
+    """Decide where a job goes that has begun to wait: for others, or READY with a time."""
+    event = Event.WAITS if until is None else Event.TRIED_AGAIN
+    return Decision(
+        event,
+        target(event),
+        step,
+        AttemptOutcome.WAITED,
+        failures=tries.failures,
+        run_after=until,
+    )
 
 
 def decide_failure(
@@ -153,9 +251,11 @@ def decide_failure(
     outcome, failures = AttemptOutcome.FAILED, tries.failures + 1
     if isinstance(error, Retry):
         outcome, failures = AttemptOutcome.RETRIED, tries.failures
+    elif isinstance(error, Wait):
+        outcome, failures = AttemptOutcome.WAITED, tries.failures
     elif isinstance(error, TimedOut):
         outcome, retriable = AttemptOutcome.TIMED_OUT, True
-    again = isinstance(error, Retry) or (
+    again = isinstance(error, Retry | Wait) or (
         retriable and not isinstance(error, Abort) and failures <= tries.retries
     )
     if again and tries.max_runs is not None and tries.attempt >= tries.max_runs:
@@ -170,6 +270,8 @@ def decide_failure(
         again = False
     if not again:
         return fail(step, error, outcome)
+    if isinstance(error, Wait):
+        return decide_wait(step, tries, error.until)
     return Decision(
         Event.TRIED_AGAIN,
         target(Event.TRIED_AGAIN),

@@ -1,8 +1,4 @@
-"""``JOBS`` becomes pipelines: frozen values for the engine, and a list of everything that is wrong with it.
-
-`parse` is pure: it reads no settings and imports no user code, so it can be tried on any dict. An entry with a mistake
-yields problems and no pipeline; the others are not touched by it.
-"""
+"""Pipelines, the frozen values that the engine works with: what an entry of ``JOBS`` has become (see `parsing`)."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -10,7 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from .options import JOB_OPTIONS, PAUSE_OPTIONS, SHARED, STEP_OPTIONS, Option, Problem
+from .options import Problem
 
 NAME_LENGTH = 200  # of a job, as the column has it
 PATH_LENGTH = 255  # of a task's dotted path
@@ -25,13 +21,18 @@ class UnknownJob(KeyError):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One task of a pipeline, identified by its place (from 0) and its path, and how its attempts are run.
+    """One step of a pipeline, identified by its place and its path, and how its attempts are run; here, a task.
 
-    Delays and the timeout are in seconds.
+    Places count all steps from 0, those of a group's branches and of maps after the group or map itself. Delays and the
+    timeout are in seconds.
     """
 
     place: int
-    path: str
+    path: str  # of the task; of the other forms what they are called
+    name: str = ""
+    renamed_from: tuple[str, ...] = ()  # paths that it had before, as rows may still have them
+    when: str | None = None  # path of the predicate that decides whether it is run
+    queue: str | None = None  # None: the job's own
     retries: int | None = None  # None says nothing: the worker's default
     retry_delay: float = 0
     retry_backoff: float = 2
@@ -41,6 +42,69 @@ class Step:
     timeout: float | None = None
     atomic: bool = False
     on_lost: str = "retry"
+    collected: bool = False  # what the task returns becomes the job's result
+
+    @property
+    def sequences(self) -> "tuple[tuple[Step, ...], ...]":
+        """What its members run, one sequence of steps for each kind of member."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Group(Step):
+    """Branches that run at once, each as a job of its own."""
+
+    branches: tuple[tuple[Step, ...], ...] = ()
+    on_failure: str = "fail"
+
+    @property
+    def sequences(self) -> tuple[tuple[Step, ...], ...]:
+        return self.branches
+
+
+@dataclass(frozen=True, slots=True)
+class Map(Step):
+    """One task for each item of a list in the workspace, each as a job of its own."""
+
+    task: Step | None = None
+    over: str = ""  # the list's key
+    into: str | None = None  # the key for what the tasks return
+    on_failure: str = "fail"
+
+    @property
+    def sequences(self) -> tuple[tuple[Step, ...], ...]:
+        return ((self.task,),) if self.task else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep(Step):
+    """A pause of so many seconds."""
+
+    seconds: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WaitFor(Step):
+    """A pause until an event is sent, or for ``patience`` seconds."""
+
+    event: str = ""
+    patience: float | None = None
+    on_timeout: str = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most ``limit`` jobs at a time, for each value of a key of the workspace or for all together; or, with
+    ``seconds``, so many starts within that time.
+    """
+
+    limit: int
+    key: str | None = None
+    seconds: float = 0
+
+
+SLEEP = "sleep"  # the path of such a step
+WAIT_FOR = "wait_for"  # and the event: the path of such a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +121,104 @@ class Pipeline:
     queue: str = "default"
     priority: int = 0
     description: str = ""
+    unique: bool | tuple[str, ...] = False  # the keys of the workspace that count; True: all
+    unique_conflict: str = "return"
+    workspace_schema: Mapping[str, Any] | None = None
+    concurrency: Limit | None = None
+    rate_limit: Limit | None = None
+    where: tuple[str, ...] = field(default=(), repr=False, compare=False)  # key paths, by place
+    every: tuple[Step, ...] = field(init=False, repr=False, compare=False)  # by place
+    _following: tuple[Step | None, ...] = field(init=False, repr=False, compare=False)
+    _enclosing: tuple[Step, ...] = field(init=False, repr=False, compare=False)  # outermost
+    _around: tuple[Step | None, ...] = field(init=False, repr=False, compare=False)  # innermost
+    has_queues: bool = field(init=False, repr=False, compare=False)  # of steps
 
-    def locate(self, place: int, path: str) -> Step | None:
-        """The step that a job stands at: by place if ``path`` still stands there, else where it first stands now.
+    def __post_init__(self) -> None:
+        following: dict[int, Step | None] = {}
+        enclosing: dict[int, Step] = {}
+        around: dict[int, Step | None] = {}
+        flat: dict[int, Step] = {}
+
+        def walk(sequence: tuple[Step, ...], top: Step | None, group: Step | None) -> None:
+            for number, step in enumerate(sequence):
+                flat[step.place] = step
+                following[step.place] = sequence[number + 1] if number + 1 < len(sequence) else None
+                enclosing[step.place], around[step.place] = top or step, group
+                for inner in step.sequences:
+                    walk(inner, top or step, step)
+
+        walk(self.steps, None, None)
+        places = range(len(flat))
+        for name, value in (
+            ("every", tuple(flat[place] for place in places)),
+            ("_following", tuple(following[place] for place in places)),
+            ("_enclosing", tuple(enclosing[place] for place in places)),
+            ("_around", tuple(around[place] for place in places)),
+            ("has_queues", any(step.queue for step in flat.values())),
+        ):
+            object.__setattr__(self, name, value)
+
+    def locate(self, place: int, path: str, member: bool = False) -> Step | None:
+        """The step that a job stands at: by place if ``path`` still stands there, else the nearest one of that path, or
+        that had it once.
 
         None if the pipeline has no such step (any more): the job is stranded.
-        """
-        if place < len(self.steps) and self.steps[place].path == path:
-            return self.steps[place]
-        return next((step for step in self.steps if step.path == path), None)
 
-    def after(self, step: Step) -> Step | None:
-        """The step that follows ``step``, or None after the last."""
-        following = step.place + 1
-        return self.steps[following] if following < len(self.steps) else None
+        Args:
+            member: of a group or map. Another job never stands inside of one: where a deploy has put its step into a
+                group, it stands at that group.
+        """
+        every = self.every
+        found: Step | None = every[place] if place < len(every) else None
+        if found is None or found.path != path or self._is_inside(found) != member:
+            known = [step for step in every if step.path == path]
+            known = known or [step for step in every if path in step.renamed_from]
+            known.sort(key=lambda step: (self._is_inside(step) != member, abs(step.place - place)))
+            found = known[0] if known else None
+        if found is not None and not member:
+            return self._enclosing[found.place]
+        return found
+
+    def nested(self, step: Step) -> bool:
+        """Whether it is in a group or map that is itself in one."""
+        around = self._around[step.place]
+        return around is not None and self._around[around.place] is not None
+
+    def within(self, step: Step, group: Step | None) -> Step:
+        """What stands for ``step`` in the branches of ``group``: itself, or the group in which a deploy has put it."""
+        found: Step | None = step
+        while found is not None:
+            around = self._around[found.place]
+            if around is group:
+                return found
+            found = around
+        return step
+
+    def after(self, step: Step, member: bool = False) -> Step | None:
+        """The step that follows ``step``, or None after the last; members of a group or map run only what is inside."""
+        if member and not self._is_inside(step):
+            return None
+        return self._following[step.place]
+
+    def named(self, step: str | int) -> Step:
+        """The step outside of groups and maps with this name, path or place.
+
+        Raises:
+            LookupError: there is none, or several; says which there are.
+        """
+        found = [
+            s
+            for s in self.steps
+            if (s.place == step if isinstance(step, int) else step in (s.name, s.path))
+        ]
+        if len(found) == 1:
+            return found[0]
+        known = ", ".join(f"{s.place} ({s.name})" for s in self.steps)
+        said = "several steps" if found else "no step"
+        raise LookupError(f"The job {self.name!r} has {said} {step!r}. By place, it has: {known}.")
+
+    def _is_inside(self, step: Step) -> bool:
+        return self._enclosing[step.place] is not step
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,237 +261,12 @@ class Catalogue(Mapping[str, Pipeline]):
         raise UnknownJob(f"JOBS has no job named {name!r}{nearest(name, self)}. It knows: {known}.")
 
 
+def in_full(word: str) -> bool:
+    """Whether a row has this of a step of another form than a task."""
+    return word in ("group", SLEEP) or word.startswith(("group ", "map ", f"{WAIT_FOR} "))
+
+
 def nearest(word: object, words: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest of ``words``, or nothing."""
     close = difflib.get_close_matches(str(word), list(words), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def parse(jobs: object, defaults: object = None) -> Catalogue:
-    """Parse the ``JOBS`` setting; ``defaults`` is ``DBQ["DEFAULTS"]``, job options for entries that do not say.
-
-    Never raises: whatever is wrong is in the catalogue's ``problems``.
-    """
-    problems: list[Problem] = []
-    written: list[Written] = []
-    common = _defaults(defaults, problems, written)
-    if not isinstance(jobs, Mapping):
-        problems.append(
-            Problem("E001", "JOBS", f"is a {_kind(jobs)}", "Make it a dict of jobs by name.")
-        )
-        return Catalogue(problems=tuple(problems))
-    pipelines = {}
-    for name, entry in jobs.items():
-        found, levels = len(problems), list[Written]()
-        pipeline = _job(name, entry, common, problems, levels)
-        if pipeline is not None and len(problems) == found:
-            pipelines[pipeline.name] = pipeline
-            written += levels
-    return Catalogue(MappingProxyType(pipelines), tuple(problems), tuple(written))
-
-
-def _defaults(defaults: object, problems: list[Problem], written: list[Written]) -> dict[str, Any]:
-    where = 'DBQ["DEFAULTS"]'
-    if defaults is None:
-        return {}
-    if not isinstance(defaults, Mapping):
-        hint = "Expected: a dict of job options."
-        problems.append(Problem("E008", where, f"is {defaults!r}", hint))
-        return {}
-    allowed = {key: option for key, option in JOB_OPTIONS.items() if key != "tasks"}
-    valid = _options(defaults, allowed, where, None, problems)
-    written.append(Written(where, MappingProxyType(valid)))
-    return _over({}, valid, defaults, where, None, problems)
-
-
-def _job(
-    name: object,
-    entry: object,
-    common: dict[str, Any],
-    problems: list[Problem],
-    written: list[Written],
-) -> Pipeline | None:
-    where = f"JOBS[{name!r}]"
-    job = name if isinstance(name, str) else None
-
-    def problem(code: str, at: str, text: str, hint: str) -> None:
-        problems.append(Problem(code, at, text, hint, job))
-
-    if not isinstance(name, str) or not name or len(name) > NAME_LENGTH:
-        problem(
-            "E001",
-            where,
-            "is not a usable name",
-            f"Name a job by a string of 1 to {NAME_LENGTH} characters.",
-        )
-        return None
-    if isinstance(entry, list | tuple):
-        entry = {"tasks": entry}
-    if not isinstance(entry, Mapping):
-        problem(
-            "E002",
-            where,
-            f"is a {_kind(entry)}",
-            'Make it a list of task paths, or a dict with "tasks".',
-        )
-        return None
-    valid = _options(entry, JOB_OPTIONS, where, job, problems)
-    written.append(Written(where, MappingProxyType(valid)))
-    options = _over(common, valid, entry, where, job, problems)
-    tasks = entry.get("tasks")
-    if not isinstance(tasks, list | tuple) or not tasks:
-        said = (
-            "is missing"
-            if "tasks" not in entry
-            else "is empty"
-            if tasks in ([], ())
-            else f"is a {_kind(tasks)}"
-        )
-        problem("E002", f'{where}["tasks"]', said, "List at least one task path.")
-        return None
-    steps = []
-    for place, step in enumerate(tasks):
-        at = f'{where}["tasks"][{place}]'
-        valid = _step(step, at, job, problems)
-        written.append(Written(at, MappingProxyType(valid)))
-        given = step if isinstance(step, Mapping) else {}
-        own = _over(options, valid, given, at, job, problems)
-        steps.append(_resolved(place, valid.get("task", ""), own))
-    known = {key: options[key] for key in options if key in Pipeline.__dataclass_fields__}
-    return Pipeline(name=name, steps=tuple(steps), **known)
-
-
-def _step(
-    step: object, where: str, job: str | None, problems: list[Problem], inside: str = ""
-) -> dict[str, Any]:
-    """Check one step of any form; returns the valid options of a plain task, the only form that runs so far."""
-    path = JOB_OPTIONS[
-        "creation_hook"
-    ]  # any option that holds a dotted path checks it the same way
-    if isinstance(step, str):
-        return {"task": str(step)} if _value(step, path, where, job, problems) else {}
-    if isinstance(step, list | tuple):
-        if inside == "map":
-            problems.append(
-                Problem(
-                    "E005", where, "is a group inside a map", "Give the map one task path.", job
-                )
-            )
-        _group(step, where, job, problems)
-        return {}
-    if not isinstance(step, Mapping):
-        hint = "A step is a task path, a dict with one of task, sleep, wait_for or map, or a list (a parallel group)."
-        problems.append(Problem("E005", where, f"is a {_kind(step)}", hint, job))
-        return {}
-    forms = [key for key in ("task", *PAUSE_OPTIONS) if key in step]
-    if len(forms) != 1:
-        said = "has " + (" and ".join(forms) if forms else "none of task, sleep, wait_for and map")
-        problems.append(Problem("E005", where, said, "Give the step exactly one of them.", job))
-        return {}
-    (form,) = forms
-    if form == "map" and isinstance(step["map"], list | tuple):
-        _step(step["map"], f'{where}["map"]', job, problems, inside="map")
-        return {}
-    values = _options(
-        step, STEP_OPTIONS if form == "task" else PAUSE_OPTIONS[form], where, job, problems
-    )
-    if form == "map" and "over" not in step:
-        problems.append(
-            Problem("E005", where, "is a map without over", "Name the list in the workspace.", job)
-        )
-    return values if form == "task" else {}
-
-
-def _resolved(place: int, path: str, options: Mapping[str, Any]) -> Step:
-    """The step with everything that ``options``, the job's and its own, say of it."""
-    shared = {key: options[key] for key in SHARED if key in options}
-    if "retry_on" in shared:
-        shared["retry_on"] = tuple(shared["retry_on"])
-    return Step(place, path, **shared)
-
-
-def _over(
-    inherited: dict[str, Any],
-    valid: dict[str, Any],
-    given: Mapping[Any, Any],
-    where: str,
-    job: str | None,
-    problems: list[Problem],
-) -> dict[str, Any]:
-    """The ``valid`` ones of the ``given`` options over the ``inherited``; numbers that contradict each other fall out.
-
-    They are compared where one of them is written, and not with one that is refused already.
-    """
-    options = inherited | valid
-    pair = [key for key in ("retry_delay", "retry_max_delay") if key in given]
-    if pair and all(key in valid for key in pair):
-        step = _resolved(0, "", options)
-        if step.retry_delay > step.retry_max_delay:
-            said = {
-                "retry_delay": f"is {step.retry_delay}, above the retry_max_delay of {step.retry_max_delay}",
-                "retry_max_delay": f"is {step.retry_max_delay}, below the retry_delay of {step.retry_delay}",
-            }
-            hint = "No delay exceeds retry_max_delay: give both here, retry_delay not above it."
-            problems.append(Problem("E013", f'{where}["{pair[0]}"]', said[pair[0]], hint, job))
-            for key in said:
-                options.pop(key, None)
-    return options
-
-
-def _group(
-    branches: Iterable[object], where: str, job: str | None, problems: list[Problem]
-) -> None:
-    branches = tuple(branches)
-    if not branches:
-        problems.append(
-            Problem("E005", where, "is an empty group", "Give it branches, or remove it.", job)
-        )
-        return
-    hint = "This release runs steps one after the other: list them in `tasks` itself."
-    problems.append(
-        Problem("E006", where, "is a parallel group, which is not supported yet", hint, job)
-    )
-    for number, branch in enumerate(branches):
-        sequence = branch if isinstance(branch, list | tuple) else [branch]
-        for place, step in enumerate(sequence):
-            at = f"{where}[{number}]" + (f"[{place}]" if branch is sequence else "")
-            _step(step, at, job, problems)
-
-
-def _options(
-    given: Mapping[Any, Any],
-    allowed: Mapping[str, Option],
-    where: str,
-    job: str | None,
-    problems: list[Problem],
-) -> dict[str, Any]:
-    """The valid ones of the ``given`` options; a problem for each of the others."""
-    valid = {}
-    for key, value in given.items():
-        at = f"{where}[{key!r}]" if not isinstance(key, str) else f'{where}["{key}"]'
-        if key not in allowed:
-            hint = f"Known here: {', '.join(allowed)}."
-            problems.append(
-                Problem("E003", at, f"is an unknown option{nearest(key, allowed)}", hint, job)
-            )
-        elif _value(value, allowed[key], at, job, problems):
-            valid[key] = value
-    return valid
-
-
-def _value(
-    value: object, option: Option, at: str, job: str | None, problems: list[Problem]
-) -> bool:
-    expected = option.expects(value)
-    if expected is not None:
-        problems.append(Problem("E004", at, f"is {value!r}", f"Expected: {expected}.", job))
-    elif not option.supported:
-        hint = "Remove it: this release would not act on it."
-        problems.append(Problem("E006", at, "is not supported yet", hint, job))
-    else:
-        return True
-    return False
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else type(value).__name__

@@ -11,30 +11,37 @@ import logging
 import random
 import traceback
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
 from asgiref.sync import async_to_sync
 from django.core.exceptions import ValidationError
-from django.db import connections, transaction
+from django.db import DatabaseError, InterfaceError, connections, transaction
 from django.utils.module_loading import import_string
 
-from . import conf, signals, workspaces
-from .models import Job, QueuePlace, as_text, as_time
+from . import conf, dependencies, signals, steps, workspaces
+from .members import Opening
+from .models import Job, Needs, QueuePlace, as_text, as_time
 from .outcomes import (
     Abort,
+    AttemptOutcome,
     Decision,
     Exhausted,
+    Finish,
     Retry,
+    TimedOut,
     Tries,
+    Wait,
     decide,
     decide_failure,
+    decide_wait,
     exhausted,
     fail,
 )
 from .pipelines import Catalogue, Pipeline, Step
 from .states import Event
+from .steps import Visit
 from .storage import Execution
 
 logger = logging.getLogger("django_dbq")
@@ -56,9 +63,15 @@ class Run:
     fence: tuple[UUID, int]  # the job's id and attempt, whatever user code does to them
     error: BaseException | None = None
     raised: bool = False  # or returned: only what was raised rolls an atomic step back
+    skipped: bool = False  # by the step's predicate
+    finish: bool = False  # the task has asked to skip the rest
+    visiting: bool = False  # what fails now is ours, and not the project's
+    visit: Visit | None = None  # of a step that is no task
+    result: str | None = None  # what the task has returned, where that is collected
     workspace: str | None = (
         None  # as the task has left it, or as it was stored if the task has raised
     )
+    needs: Needs | None = None  # what the task has asked to wait for
     claimed: dict[str, Any] | None = None  # the job's attributes, to `restart` from
 
     @property
@@ -107,10 +120,20 @@ def begin(job: Job, clock: Clock, retries: int = 0, catalogue: Catalogue | None 
 def standing(job: Job, catalogue: Catalogue) -> tuple[Pipeline, Step]:
     """The pipeline and the step of a claimed job; the claim has made sure that both exist."""
     pipeline = catalogue.named(job.name)
-    step = pipeline.locate(job.step, job.next_task)
+    step = pipeline.locate(job.step, job.next_task, job.parent_id is not None)
     if step is None:
         raise LookupError(f"The job {job.name!r} has no task {job.next_task!r}.")
+    if job.parent_id is not None and pipeline.nested(step):
+        step = pipeline.within(step, _group(job, pipeline))
     return pipeline, step
+
+
+def _group(job: Job, pipeline: Pipeline) -> Step | None:
+    """The group or map that a member belongs to: where its parent stands."""
+    parents = Job.objects.using(job._state.db).filter(pk=job.parent_id)
+    for place, path, outer in parents.values_list("step", "next_task", "parent_id"):
+        return pipeline.locate(place, path, outer is not None)
+    return None
 
 
 def perform(run: Run) -> None:
@@ -118,17 +141,32 @@ def perform(run: Run) -> None:
 
     Raises:
         KeyboardInterrupt: somebody wants the process to end.
+        DatabaseError: the database has failed us in a step that is no task. Nothing has been done.
     """
     try:
-        if run.error is None:
-            prepare(run)
+        if run.error is None and prepare(run):
             result = import_string(run.step.path)(run.job)
             # Most of these run on an event loop: here are those of a test, and what no signature has told.
             take(run, async_to_sync(_await)(result) if inspect.iscoroutine(result) else result)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # also sys.exit() and a cancelled coroutine: the worker goes on
+        if run.visiting and isinstance(error, DatabaseError | InterfaceError):
+            raise
         give_up(run, error)
+    check_wait(run)
+
+
+def check_wait(run: Run) -> None:
+    """Make it the task's failure if it has asked to wait for what does not exist, or waits for this job."""
+    wait = run.error
+    if not isinstance(wait, Wait) or wait.jobs is None:
+        return
+    try:
+        run.needs = Needs(wait.jobs, wait.mode, wait.on_failure)
+        dependencies.refuse(run.job.pk, run.needs, run.job._state.db or "default")
+    except ValueError as error:
+        run.error, run.raised = error, True
 
 
 async def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -139,6 +177,7 @@ def restart(run: Run) -> None:
     """Have an atomic step that was rolled back be performed anew."""
     restore(run)
     run.error, run.raised, run.workspace = None, False, None
+    run.skipped, run.finish, run.result, run.needs = False, False, None, None
 
 
 def restore(run: Run) -> None:
@@ -149,19 +188,49 @@ def restore(run: Run) -> None:
         run.job.workspace = workspaces.load(run.job.stored_workspace)
 
 
-def prepare(run: Run) -> None:
-    """Call the pre-task hook, whose exception counts as the task's."""
-    if run.pipeline.pre_task_hook:
-        import_string(run.pipeline.pre_task_hook)(run.job)
+def prepare(run: Run) -> bool:
+    """All that comes before the task, whose exceptions count as the task's; False if there is no task to call.
+
+    The step's predicate may have it skipped; the pre-task hook is called; and steps that are no tasks are visited.
+    """
+    job, step, using = run.job, run.step, run.job._state.db or "default"
+    run.visiting = True
+    if job.round is not None and not steps.has_begun(job, step, run.pipeline, using):
+        job.round = None
+    run.visiting = False
+    if step.when is not None and job.round is None and not _holds(step.when, job):
+        run.skipped = True
+    elif type(step) is not Step:
+        run.visiting = True
+        run.visit = steps.visit(job, step, run.started, using)
+    else:
+        if run.pipeline.pre_task_hook:
+            import_string(run.pipeline.pre_task_hook)(job)
+        return True
+    run.job.id, run.job.attempt = run.fence
+    run.workspace = workspaces.dump(job.workspace)
+    return False
+
+
+def _holds(predicate: str, job: Job) -> bool:
+    answer = import_string(predicate)(job)
+    if inspect.iscoroutine(answer):
+        answer.close()
+        raise TypeError(f"{predicate!r} is an async function, which cannot be a predicate.")
+    return bool(answer)
 
 
 def take(run: Run, result: Any) -> None:
     """Note what a task has returned, and what it has left in the workspace."""
     run.job.id, run.job.attempt = run.fence
-    if result is Retry or result is Abort:
+    if result is Retry or result is Abort or result is Finish:
         result = result()  # `return Retry` is meant as `raise Retry` is
-    if isinstance(result, Retry | Abort):
+    if isinstance(result, Finish):
+        run.finish = True
+    elif isinstance(result, Retry | Abort | Wait):
         run.error = result
+    elif run.step.collected:
+        run.result = workspaces.dump(result, "the result")
     run.job.run_after = as_time(run.job.run_after)
     run.workspace = workspaces.dump(run.job.workspace)
 
@@ -169,33 +238,34 @@ def take(run: Run, result: Any) -> None:
 def give_up(run: Run, error: BaseException) -> None:
     """Note an exception. What the task has put into the workspace is saved all the same, if it is JSON."""
     run.job.id, run.job.attempt = run.fence
+    if isinstance(error, Finish):
+        try:
+            run.workspace = workspaces.dump(run.job.workspace)
+        except workspaces.InvalidWorkspace as invalid:
+            error = invalid
+        else:
+            run.finish = True
+            return
     run.error, run.raised, run.workspace = error, True, run.job.stored_workspace
 
 
 def conclude(run: Run, clock: Clock) -> Execution:
     """Decide what becomes of the job, and call the hooks that follow from it."""
-    job, pipeline, step, error = run.job, run.pipeline, run.step, run.error
-    if error is None:
-        decision = decide(pipeline, step)
-    elif isinstance(error, Exhausted):
-        decision = fail(step, error)
-    else:
-        decision = decide_failure(
-            step, run.tries, error, clock(), _is_retriable(step, error), random.random()
-        )
+    job, step = run.job, run.step
+    decision = _decide(run, clock)
     error, workspace = decision.error, run.workspace
     job.state = decision.state
     job.next_task = decision.next_step.path if decision.next_step else ""
     if error is not None:
         _tell(job, step, decision)
-    if decision.event is Event.FAILED_FOR_GOOD:
-        _hook(job, "failure_hook", pipeline.failure_hook, error)
-    elif decision.event is Event.LAST_STEP_DONE:
-        _hook(job, "completion_hook", pipeline.completion_hook)
-    _hook(job, "post_task_hook", pipeline.post_task_hook)
+    hooked = _call_hooks(run, decision)
     job.id, job.attempt = run.fence
-    if error is not None or pipeline.completion_hook or pipeline.post_task_hook:
+    if run.error is not None or hooked:
         workspace = _dump(job, workspace)  # a hook may have changed it
+    visit = run.visit
+    opens = visit.opens if visit is not None else None
+    if run.needs is not None and decision.event is Event.WAITS:
+        opens = Opening(needs=run.needs)
     return Execution(
         job=job,
         step=step,
@@ -204,8 +274,51 @@ def conclude(run: Run, clock: Clock) -> Execution:
         decision=decision,
         report="" if error is None else report(error),
         workspace=None if workspace == job.stored_workspace else workspace,
-        moved_to=_moved_to(job, decision.run_after),
+        moved_to=_moved_to(run, decision),
+        opens=opens,
+        takes=visit.takes if visit is not None else None,
+        round=_round(run, decision) if type(step) is not Step else None,
+        result=run.result if decision.outcome is AttemptOutcome.SUCCEEDED else None,
     )
+
+
+def _decide(run: Run, clock: Clock) -> Decision:
+    step, error, member = run.step, run.error, run.job.parent_id is not None
+    if run.skipped:
+        return decide(run.pipeline, step, member=member, outcome=AttemptOutcome.SKIPPED)
+    if error is None and run.visit is not None and (run.visit.opens or run.visit.until):
+        begun = replace(run.tries, failures=0)  # failures to begin
+        return decide_wait(step, begun, None if run.visit.opens else run.visit.until)
+    if error is None:
+        return decide(run.pipeline, step, member=member, finish=run.finish)
+    if isinstance(error, Exhausted):
+        return fail(step, error)
+    if type(step) is not Step and isinstance(error, TimedOut):
+        return fail(step, error, AttemptOutcome.TIMED_OUT)
+    retriable = _is_retriable(step, error)
+    return decide_failure(step, run.tries, error, clock(), retriable, random.random())
+
+
+def _call_hooks(run: Run, decision: Decision) -> bool:
+    """The hooks that follow from a decision; returns whether there were any. Members of groups and maps have none at
+    their end: it is their parent that completes or fails.
+    """
+    job, pipeline = run.job, run.pipeline
+    hooked = False
+    if job.parent_id is None and decision.event is Event.FAILED_FOR_GOOD:
+        hooked |= _hook(job, "failure_hook", pipeline.failure_hook, decision.error)
+    elif job.parent_id is None and decision.event is Event.LAST_STEP_DONE:
+        hooked |= _hook(job, "completion_hook", pipeline.completion_hook)
+    if type(run.step) is Step and not run.skipped:
+        hooked |= _hook(job, "post_task_hook", pipeline.post_task_hook)
+    return hooked
+
+
+def _round(run: Run, decision: Decision) -> int | None:
+    """The attempt that has begun what the job stands in, for members to be known by; None outside of such a step."""
+    if decision.outcome is AttemptOutcome.WAITED and run.job.round is None:
+        return run.fence[1]
+    return run.job.round if decision.next_step is run.step else None
 
 
 def exception_class(path: str) -> type[BaseException]:
@@ -246,10 +359,12 @@ def _tell(job: Job, step: Step, decision: Decision) -> None:
         )
 
 
-def _hook(job: Job, kind: str, path: str | None, *args: Any) -> None:
-    """Call a hook whose exception is logged and changes nothing, not even the transaction that it is called in."""
+def _hook(job: Job, kind: str, path: str | None, *args: Any) -> bool:
+    """Call a hook, if there is one, whose exception is logged and changes nothing, not even the transaction that it is
+    called in.
+    """
     if not path:
-        return
+        return False
     alias = job._state.db or "default"
     try:
         hook = import_string(path)
@@ -262,6 +377,7 @@ def _hook(job: Job, kind: str, path: str | None, *args: Any) -> None:
         raise
     except BaseException:
         logger.exception("%s failed: job=%s name=%s hook=%s", kind, job.pk, job.name, path)
+    return True
 
 
 def _dump(job: Job, before: str | None) -> str | None:
@@ -275,8 +391,17 @@ def _dump(job: Job, before: str | None) -> str | None:
         return before
 
 
-def _moved_to(job: Job, run_after: datetime.datetime | None) -> QueuePlace | None:
-    """Where the job is to be claimed from now on, as user code or a retry wants it; None if all is as before."""
+def _moved_to(run: Run, decision: Decision) -> QueuePlace | None:
+    """Where the job is to be claimed from now on, as user code, its next step or a retry wants it; None if all is as
+    before.
+    """
+    job, run_after = run.job, decision.run_after
+    if decision.event is Event.WAITS and type(run.step) is not Step:
+        job.run_after = run.visit.until if run.visit else None
+    if run.pipeline.has_queues and decision.event is Event.STEP_DONE and decision.next_step:
+        if job.claimed_at is not None and job.queue_name != job.claimed_at.queue_name:
+            job.home_queue = ""  # the task has chosen one for all that follows
+        job.enter(decision.next_step)
     try:
         job.run_after = as_time(job.run_after if run_after is None else run_after)
     except (TypeError, ValueError, ValidationError):

@@ -8,6 +8,7 @@ import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 from django.db.models import TextChoices
@@ -52,6 +53,14 @@ class Event(StrEnum):
     FAILED_FOR_GOOD = "failed for good"
     LOST = "lost"
     LOST_AND_HELD = "lost, on hold"
+    WAITS = "waits for others"
+    FREED = "what it waits for is done"
+    BLOCKED = "one of them has failed"
+    UNBLOCKED = "that one is retried"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    CANCELLED = "cancelled"
+    RETRIED = "retried"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,8 @@ class Transition:
 
 TRANSITIONS: tuple[Transition, ...] = (
     Transition(Event.CREATED, None, State.NEW),
+    Transition(Event.CREATED, None, State.WAITING),
+    Transition(Event.CREATED, None, State.BLOCKED),
     Transition(Event.CLAIMED, State.NEW, State.PROCESSING),
     Transition(Event.CLAIMED, State.READY, State.PROCESSING),
     Transition(Event.STOP_ASKED, State.PROCESSING, State.STOPPING),
@@ -78,11 +89,39 @@ TRANSITIONS: tuple[Transition, ...] = (
             (Event.FAILED_FOR_GOOD, State.FAILED),
             (Event.HANDED_BACK, State.NEW),
             (Event.HANDED_BACK, State.READY),
+            (Event.WAITS, State.WAITING),
         )
     ),
     # Not from STOPPING: what a stopping worker has cut off is handed back. The shutdown was it, not the job.
     Transition(Event.LOST, State.PROCESSING, State.READY),
     Transition(Event.LOST_AND_HELD, State.PROCESSING, State.PAUSED),
+    Transition(Event.FREED, State.WAITING, State.NEW),
+    Transition(Event.FREED, State.WAITING, State.READY),
+    Transition(Event.BLOCKED, State.WAITING, State.BLOCKED),
+    Transition(Event.UNBLOCKED, State.BLOCKED, State.WAITING),
+    *(
+        Transition(event, source, target)
+        for state in (State.NEW, State.READY, State.WAITING, State.BLOCKED)
+        for event, source, target in (
+            (Event.PAUSED, state, State.PAUSED),
+            (Event.RESUMED, State.PAUSED, state),
+        )
+    ),
+    # What runs goes on to the end of its step.
+    Transition(Event.PAUSED, State.PROCESSING, State.PAUSED),
+    Transition(Event.PAUSED, State.STOPPING, State.PAUSED),
+    *(
+        Transition(Event.CANCELLED, source, State.CANCELLED)
+        for source in (
+            *(State.NEW, State.READY, State.PROCESSING, State.STOPPING),
+            *(State.WAITING, State.BLOCKED, State.PAUSED),
+        )
+    ),
+    *(
+        Transition(Event.RETRIED, source, target)
+        for source in (State.FAILED, State.CANCELLED, State.BLOCKED)
+        for target in (State.READY, State.WAITING)
+    ),
 )
 
 
@@ -92,43 +131,84 @@ def sources(event: Event) -> tuple[State, ...]:
     return tuple(dict.fromkeys(states))
 
 
+def targets(event: Event) -> tuple[State, ...]:
+    """The states to which ``event`` may move a job, in the order of the table."""
+    return tuple(dict.fromkeys(t.target for t in TRANSITIONS if t.event is event))
+
+
 @cache
 def target(event: Event) -> State:
     """The state in which ``event`` leaves a job; only for events that lead to a single state."""
-    (state,) = {t.target for t in TRANSITIONS if t.event is event}
+    (state,) = targets(event)
     return state
 
 
 CLAIMABLE = sources(Event.CLAIMED)
 HELD = sources(Event.LAST_STEP_DONE)  # by a worker, which alone may write what comes next
 FINISHED = (State.COMPLETE, State.FAILED, State.CANCELLED)
+UNFINISHED = sources(Event.CANCELLED)
 # What `delete_old_jobs` removes. STOPPING is django-db-queue's: there, no worker ever came back to such a row.
 DELETABLE = (*FINISHED, State.STOPPING)
 
 
+# For the drawing: states that share most of their arrows; and what people do, which leads from almost anywhere.
+FRAMES: tuple[tuple[State, ...], ...] = (CLAIMABLE, HELD)
+BY_HAND = (Event.PAUSED, Event.RESUMED, Event.CANCELLED, Event.RETRIED)
+
+
 def dot() -> str:
-    """The diagram as DOT text; parallel edges share one arrow."""
+    """The diagram as DOT text. An arrow from or to a frame is one for each state in it; what people do stands apart."""
     from graphviz import Digraph
 
     graph = Digraph("job_states", comment="Drawn from django_dbq/states.py: do not edit.")
-    graph.attr(rankdir="LR", fontname="Helvetica", nodesep="0.4", ranksep="0.9")
+    graph.attr(rankdir="LR", compound="true", fontname="Helvetica", nodesep="0.35", ranksep="0.9")
     graph.attr("node", shape="box", style="rounded,filled", fillcolor="white", fontname="Helvetica")
     graph.attr("edge", fontname="Helvetica", fontsize="10")
     graph.node("start", shape="point", width="0.15")
     colours = {State.COMPLETE: "#d9f2d9", State.FAILED: "#f8d7d7"}
-    drawn = {state for t in TRANSITIONS for state in (t.source, t.target) if state is not None}
+    order = ["start", *State.values]
+    arrows = _arrows()
+    drawn = {state for ends in arrows for end in ends for state in end}
     for state in State:
         if state in drawn:
             held = "#fff3cd" if state in HELD else "white"
             graph.node(state.value, fillcolor=colours.get(state, held))
-    arrows: dict[tuple[str, str], list[str]] = {}
-    for t in TRANSITIONS:
-        arrows.setdefault((t.source.value if t.source else "start", t.target.value), []).append(
-            t.event.value
-        )
-    for (tail, head), events in arrows.items():
-        graph.edge(tail, head, label="\\n".join(events))
+    for states in FRAMES:
+        with graph.subgraph(name=f"cluster_{states[0]}") as frame:
+            frame.attr(style="rounded", color="#999999", margin="12")
+            for state in states:
+                frame.node(state.value)
+    for ends, events in arrows.items():
+        tail, head = (end[0].value if end[0] else "start" for end in ends)
+        sides = zip(("ltail", "lhead"), ends, strict=True)
+        framed = {side: f"cluster_{end[0]}" for side, end in sides if end in FRAMES}
+        if order.index(tail) > order.index(
+            head
+        ):  # a way back: the picture reads from left to right
+            framed["constraint"] = "false"
+        graph.edge(tail, head, label="\\n".join(events), **framed)
+    with graph.subgraph(name="cluster_by_hand") as apart:
+        apart.attr(label="by hand", style="dashed", color="#999999", margin="12")
+        for event in BY_HAND:
+            for side, states in (("from", sources(event)), ("to", targets(event))):
+                pairs = [", ".join(states[n : n + 2]) for n in range(0, len(states), 2)]
+                apart.node(f"{event} {side}", label="\\n".join(pairs))
+            apart.edge(f"{event} from", f"{event} to", label=event.value)
     return str(graph.source)
+
+
+def _arrows() -> dict[tuple[tuple[State | None, ...], tuple[State | None, ...]], list[str]]:
+    """What happens by itself, by its ends: whole frames where the event leads from, or to, all their states."""
+    ends = (*FRAMES, *((state,) for state in (None, *State)))
+    arrows: dict[tuple[tuple[State | None, ...], tuple[State | None, ...]], list[str]] = {}
+    for event in Event:
+        left = {(t.source, t.target) for t in TRANSITIONS if t.event is event}
+        for tail, head in product(ends, ends) if event not in BY_HAND else ():
+            ways = set(product(tail, head))
+            if ways <= left:
+                left -= ways
+                arrows.setdefault((tail, head), []).append(event.value)
+    return arrows
 
 
 def fingerprint(source: str) -> str:

@@ -18,8 +18,8 @@ class InvalidWorkspace(TypeError):
     """A workspace that is not JSON; the message names the key and the value's type."""
 
 
-def dump(workspace: Any) -> str:
-    """Serialise ``workspace``.
+def dump(workspace: Any, what: str = "workspace") -> str:
+    """Serialise ``workspace``, or ``what`` else it is.
 
     Raises:
         InvalidWorkspace: it holds something that JSON, or one of the supported databases, cannot.
@@ -28,12 +28,14 @@ def dump(workspace: Any) -> str:
         text = _encode(workspace)
         text.encode()  # a lone surrogate raises here
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidWorkspace(_explain(workspace) or f"workspace is not JSON: {error}") from None
+        raise InvalidWorkspace(
+            _explain(workspace, what) or f"{what} is not JSON: {error}"
+        ) from None
     # Both are looked for in the text first, which is quick, and found out for sure only where that is not clear.
     if text.count("{") + text.count("[") > _DEPTH and _too_deep(workspace, _DEPTH):
-        raise InvalidWorkspace(_explain(workspace))
+        raise InvalidWorkspace(_explain(workspace, what))
     # A NUL is always escaped in JSON text, so it can be looked for there; "\\u0000" may also be a backslash's.
-    if "\\u0000" in text and (problem := _explain(workspace)):
+    if "\\u0000" in text and (problem := _explain(workspace, what)):
         raise InvalidWorkspace(problem)
     return text
 
@@ -52,7 +54,7 @@ def _too_deep(value: Any, levels: int) -> bool:
     return not levels or any(_too_deep(item, levels - 1) for item in items)
 
 
-def _explain(value: Any, path: str = "workspace", depth: int = 0) -> str | None:
+def _explain(value: Any, path: str, depth: int = 0) -> str | None:
     """Say what is wrong with the first value that cannot be stored, by its key path."""
     if depth >= _DEPTH and isinstance(value, dict | list | tuple):
         return f"{path[:80]}… is nested too deeply, or contains itself (at most {_DEPTH} levels)"

@@ -16,6 +16,11 @@ from django_dbq import checks
 from django_dbq.storage import storage_for
 
 ONE, TWO = "tests.jobs.one", "tests.jobs.two"
+WANTED = "tests.pipelines.tasks.wanted"
+SCHEMA = {"properties": {"url": {"$ref": "#/$defs/url"}}, "$defs": {"url": {"type": "string"}}}
+
+
+IN_FULL = ["group", "group both", "map tests.jobs.zero", "wait_for ok"]
 
 
 def errors() -> list[Error]:
@@ -53,20 +58,40 @@ def test_good_settings_have_no_errors(settings: Any) -> None:
             "timeout": 60,
             "atomic": True,
             "on_lost": "hold",
+            "unique": ["url"],
+            "unique_conflict": "replace",
+            "workspace_schema": SCHEMA,
         },
+        "steps": [
+            {"task": ONE, "name": "first", "renamed_from": "tests.jobs.zero", "when": WANTED},
+            [ONE, [TWO, [ONE, {"task": TWO, "name": "second", "queue": "slow"}]]],
+            {"group": [ONE, TWO], "on_failure": "cancel_rest", "when": WANTED},
+            {"map": ONE, "over": "cats", "into": "fed", "name": "cats", "when": WANTED},
+            {"map": "tests.jobs.asynchronous", "over": "cats", "retries": 5, "timeout": 60},
+            {"sleep": 60, "when": WANTED},
+            {"wait_for": "approval", "timeout": 60, "on_timeout": "continue", "when": WANTED},
+        ],
+        # A row in full will do for every form, and what makes one for some.
+        "renamed": [
+            {"task": ONE, "renamed_from": [*IN_FULL, "tests.jobs.zero"]},
+            {"sleep": 1, "renamed_from": [*IN_FULL, "tests.jobs.zero"]},
+            {"map": ONE, "over": "cats", "renamed_from": [*IN_FULL, "tests.jobs.zero"]},
+            {"group": [TWO], "name": "two", "renamed_from": [*IN_FULL, "zero", "tests.jobs.zero"]},
+            {"wait_for": "yes", "renamed_from": [*IN_FULL, "ok", "tests.jobs.zero"]},
+        ],
     }
     assert errors() == []
 
 
 BAD: list[tuple[Any, str, str, str]] = [
     # JOBS, id, the key path and what is said of it, a word of the hint
-    (None, "E001", "JOBS is ", "dict of jobs by name"),
+    (None, "E001", "JOBS is None.", "dict of jobs by name"),
     ([ONE], "E001", "JOBS is a list", "dict of jobs by name"),
     ({5: [ONE]}, "E001", "JOBS[5] is not a usable name", "1 to 200 characters"),
     ({"": [ONE]}, "E001", "JOBS[''] is not a usable name", "1 to 200 characters"),
     ({"x" * 201: [ONE]}, "E001", "is not a usable name", "1 to 200 characters"),
     ({"feed": ONE}, "E002", "JOBS['feed'] is a str", "list of task paths"),
-    ({"feed": None}, "E002", "JOBS['feed'] is ", "list of task paths"),
+    ({"feed": None}, "E002", "JOBS['feed'] is None.", "list of task paths"),
     ({"feed": []}, "E002", "JOBS['feed'][\"tasks\"] is empty", "at least one"),
     ({"feed": {}}, "E002", "JOBS['feed'][\"tasks\"] is missing", "at least one"),
     ({"feed": {"tasks": []}}, "E002", "JOBS['feed'][\"tasks\"] is empty", "at least one"),
@@ -85,7 +110,7 @@ BAD: list[tuple[Any, str, str, str]] = [
     ),
     ({"feed": {"tasks": [ONE], "priority": "high"}}, "E004", "[\"priority\"] is 'high'", "32767"),
     ({"feed": ["not a path"]}, "E004", "JOBS['feed'][\"tasks\"][0] is 'not a path'", "dotted path"),
-    ({"feed": [ONE, 5]}, "E005", "JOBS['feed'][\"tasks\"][1] is a int", "wait_for"),
+    ({"feed": [ONE, 5]}, "E005", "JOBS['feed'][\"tasks\"][1] is an int", "wait_for"),
     ({"feed": [{"sleep": 5, "task": ONE}]}, "E005", "has task and sleep", "exactly one"),
     (
         {"feed": [{"map": [ONE, TWO], "over": "cats"}]},
@@ -94,15 +119,33 @@ BAD: list[tuple[Any, str, str, str]] = [
         "one task path",
     ),
     (
-        {"feed": [[ONE, TWO]]},
-        "E006",
-        "JOBS['feed'][\"tasks\"][0] is a parallel group, which is not supported yet",
-        "one after the other",
+        {"feed": [ONE, [TWO, []]]},
+        "E005",
+        "JOBS['feed'][\"tasks\"][1][1] is an empty branch",
+        "Give it steps",
     ),
     (
-        {"feed": {"tasks": [ONE], "unique": True}},
+        {"feed": [{"map": ONE}]},
+        "E005",
+        "JOBS['feed'][\"tasks\"][0] is a map without over",
+        "the list in the workspace",
+    ),
+    (
+        {"feed": [{"wait_for": "approval", "retries": 3}]},
+        "E003",
+        'JOBS[\'feed\']["tasks"][0]["retries"] is an unknown option',
+        "on_timeout",
+    ),
+    (
+        {"feed": [{"group": [ONE, TWO], "on_failure": "retry"}]},
+        "E004",
+        "JOBS['feed'][\"tasks\"][0][\"on_failure\"] is 'retry'",
+        "cancel_rest",
+    ),
+    (
+        {"feed": {"tasks": [ONE], "schedule": {"cron": "0 8 * * *"}}},
         "E006",
-        "JOBS['feed'][\"unique\"] is not supported yet",
+        "JOBS['feed'][\"schedule\"] is not supported yet",
         "Remove it",
     ),
     (
@@ -175,6 +218,148 @@ BAD: list[tuple[Any, str, str, str]] = [
         "more runs",
     ),
     (
+        {"feed": [ONE, [TWO, ["tests.jobs.one", [ONE, "tests.jobs.nine"]]]]},
+        "E009",
+        "JOBS['feed'][\"tasks\"][1][1][1][1] is 'tests.jobs.nine', which does not import",
+        "package.module.function",
+    ),
+    (
+        {"feed": [{"group": [[ONE, "tests.jobs.not_callable"], TWO], "name": "both"}]},
+        "E010",
+        "JOBS['feed'][\"tasks\"][0][\"group\"][0][1] is 'tests.jobs.not_callable', which is not",
+        "not_callable(job)",
+    ),
+    (
+        {"feed": {"tasks": [[TWO, {"task": "tests.jobs.asynchronous"}]], "atomic": True}},
+        "E012",
+        "JOBS['feed'][\"tasks\"][0][1] is 'tests.jobs.asynchronous', an async function, in an atomic",
+        "plain function",
+    ),
+    (
+        {"feed": [ONE, {"map": "tests.jobs.takes_two", "over": "cats"}]},
+        "E010",
+        "JOBS['feed'][\"tasks\"][1][\"map\"] is 'tests.jobs.takes_two', which does not take",
+        "takes_two(job)",
+    ),
+    (
+        {"feed": [[ONE, {"map": "tests.jobs.nine", "over": "cats"}]]},
+        "E009",
+        "JOBS['feed'][\"tasks\"][0][1][\"map\"] is 'tests.jobs.nine', which does not import",
+        "package.module.function",
+    ),
+    (
+        {"feed": [{"map": "tests.jobs.asynchronous", "over": "cats", "atomic": True}]},
+        "E012",
+        "JOBS['feed'][\"tasks\"][0][\"map\"] is 'tests.jobs.asynchronous', an async function, in",
+        "plain function",
+    ),
+    (
+        {"feed": [ONE, {"map": TWO, "over": "cats", "retry_on": ["OSError", "OSErorr"]}]},
+        "E009",
+        "JOBS['feed'][\"tasks\"][1][\"retry_on\"][1] is 'OSErorr', which does not import",
+        "built-in",
+    ),
+    (
+        {"feed": [[ONE, {"map": TWO, "over": "cats", "retries": 100}]]},
+        "E013",
+        'JOBS[\'feed\']["tasks"][0][1]["retries"] is 100, but DBQ["MAX_RUNS"]',
+        "more runs",
+    ),
+    (
+        {"feed": [{"map": TWO, "over": "cats", "retry_delay": 601}]},
+        "E013",
+        'JOBS[\'feed\']["tasks"][0]["retry_delay"] is 601, above the retry_max_delay of 600',
+        "retry_max_delay",
+    ),
+    (
+        {"feed": [{"map": TWO, "over": "cats", "retires": 1}]},
+        "E003",
+        "[\"retires\"] is an unknown option (did you mean 'retries'?)",
+        "on_failure",
+    ),
+    *(
+        (
+            {"feed": [ONE, [TWO, {**step, "when": "tests.jobs.nine"}]]},
+            "E009",
+            "JOBS['feed'][\"tasks\"][1][1][\"when\"] is 'tests.jobs.nine', which does not import",
+            "package.module.function",
+        )
+        for step in (
+            {"task": ONE},
+            {"map": ONE, "over": "cats"},
+            {"group": [ONE]},
+            {"sleep": 1},
+            {"wait_for": "approval"},
+        )
+    ),
+    (
+        {"feed": [{"sleep": 1, "when": "tests.jobs.takes_nothing"}]},
+        "E010",
+        "JOBS['feed'][\"tasks\"][0][\"when\"] is 'tests.jobs.takes_nothing', which does not take",
+        "takes_nothing(job)",
+    ),
+    (
+        {"feed": [{"task": ONE, "when": "tests.jobs.asynchronous"}]},
+        "E010",
+        "JOBS['feed'][\"tasks\"][0][\"when\"] is 'tests.jobs.asynchronous', an async function",
+        "plain function",
+    ),
+    (
+        {"feed": [{"task": ONE, "when": "tests.jobs.not_callable"}]},
+        "E010",
+        "JOBS['feed'][\"tasks\"][0][\"when\"] is 'tests.jobs.not_callable', which is not callable",
+        "not_callable(job)",
+    ),
+    (
+        {"feed": [{"task": ONE, "name": "x"}, [{"task": TWO, "name": "x"}]]},
+        "E014",
+        "JOBS['feed'][\"tasks\"][1][0][\"name\"] is 'x', the name of JOBS['feed'][\"tasks\"][0] too",
+        "a name of its own",
+    ),
+    (
+        {"feed": [ONE, {"task": TWO, "renamed_from": ["tests.jobs.zero", ONE]}]},
+        "E014",
+        "JOBS['feed'][\"tasks\"][1][\"renamed_from\"][1] is 'tests.jobs.one', which still stands at",
+        "that are gone",
+    ),
+    *(
+        (
+            {"feed": [ONE, {**step, "renamed_from": ["tests.jobs.zero", "fetch"]}]},
+            "E014",
+            "JOBS['feed'][\"tasks\"][1][\"renamed_from\"][1] is 'fetch', which is no path that a job stands at",
+            said,
+        )
+        for step, said in (
+            ({"task": TWO}, "a name moves no job"),
+            ({"sleep": 1}, "a name moves no job"),
+            ({"map": TWO, "over": "cats"}, "the path that its task had"),
+        )
+    ),
+    (
+        {"feed": [ONE, [TWO, {"task": ONE, "renamed_from": "fetch"}]]},
+        "E014",
+        "JOBS['feed'][\"tasks\"][1][1][\"renamed_from\"] is 'fetch', which is no path",
+        '"wait_for EVENT"',
+    ),
+    (
+        {"feed": [ONE, {"wait_for": "approval", "on_timeout": "continue"}]},
+        "E013",
+        "JOBS['feed'][\"tasks\"][1][\"on_timeout\"] is 'continue', but the step has no timeout",
+        "Give it a timeout, or leave on_timeout out",
+    ),
+    (
+        {"feed": {"tasks": [ONE], "unique_conflict": "raise"}},
+        "E013",
+        "JOBS['feed'][\"unique_conflict\"] is 'raise', but the job is not unique",
+        "Say what is unique, or leave unique_conflict out",
+    ),
+    (
+        {"feed": {"tasks": [ONE], "workspace_schema": {"properties": {"url": {"type": "strin"}}}}},
+        "E004",
+        "JOBS['feed'][\"workspace_schema\"] is not a JSON schema: 'strin' is not one of ['array', ",
+        "a JSON schema (a dict)",
+    ),
+    (
         {"feed": ["tests.jobs.takes_nothing"]},
         "E010",
         "which does not take these arguments (too many positional arguments)",
@@ -199,9 +384,10 @@ BAD: list[tuple[Any, str, str, str]] = [
 @pytest.mark.parametrize(("jobs", "code", "text", "hint"), BAD)
 def test_mistakes_in_jobs(settings: Any, jobs: Any, code: str, text: str, hint: str) -> None:
     settings.JOBS = jobs
-    (error,) = [e for e in errors() if text in e.msg]
+    (error,) = errors()
     assert error.id == f"django_dbq.{code}"
     assert error.msg.startswith("JOBS")
+    assert text in error.msg
     assert error.hint is not None
     assert hint in error.hint
 
@@ -228,7 +414,11 @@ def test_the_command_fails_for_a_mistake_and_shows_its_hint(settings: Any) -> No
         ({"WAKEUPS": "poll"}, "E007", 'DBQ["WAKEUPS"] is an unknown setting'),
         ({"WAKEUP": 1}, "E008", 'DBQ["WAKEUP"] is 1'),
         ({"RETENTION": {}}, "E006", 'DBQ["RETENTION"] is not supported yet'),
-        ({"DEFAULTS": {"unique": True}}, "E006", 'DBQ["DEFAULTS"]["unique"] is not supported'),
+        (
+            {"DEFAULTS": {"schedule": {"cron": "0 8 * * *"}}},
+            "E006",
+            'DBQ["DEFAULTS"]["schedule"] is not supported',
+        ),
         ({"MAX_RUNS": 0}, "E008", 'DBQ["MAX_RUNS"] is 0'),
         ({"WORKER_TIMEOUT": 0.5}, "E008", 'DBQ["WORKER_TIMEOUT"] is 0.5'),
         (
@@ -237,6 +427,11 @@ def test_the_command_fails_for_a_mistake_and_shows_its_hint(settings: Any) -> No
             'DBQ["DEFAULTS"]["retry_on"][0] is \'Gone\'',
         ),
         ({"DEFAULTS": {"retries": 3}, "MAX_RUNS": 3}, "E013", 'DBQ["DEFAULTS"]["retries"] is 3'),
+        (
+            {"DEFAULTS": {"workspace_schema": {"required": "url"}}},
+            "E004",
+            "DBQ[\"DEFAULTS\"][\"workspace_schema\"] is not a JSON schema: 'url' is not of type 'array'",
+        ),
         ({"DEFAULTS": {"colour": 1}}, "E003", 'DBQ["DEFAULTS"]["colour"] is an unknown option'),
     ],
 )

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import socket
 import uuid
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from tests.jobs import ran
 
 pytestmark = pytest.mark.django_db
 
+WANTED = "tests.pipelines.tasks.wanted"
 HOUR = datetime.timedelta(hours=1)
 
 
@@ -616,6 +618,173 @@ flowchart LR
 """
 
 
+DOT_OF_FORMS = """\
+digraph pipeline {
+	fontname=Helvetica label=forms labelloc=t rankdir=LR
+	node [fontname=Helvetica shape=box style=rounded]
+	edge [fontname=Helvetica fontsize=10]
+	start [label="" shape=circle width=0.2]
+	step0 [label=fetch tooltip="tests.jobs.one"]
+	subgraph cluster_step1 {
+		color="#999999" label="" style=solid
+		step1 [label="" fillcolor=black style=filled tooltip="all branches at once" width=0.05]
+		step2 [label=one tooltip="tests.jobs.one"]
+		step3 [label=two tooltip="tests.jobs.two"]
+		step4 [label="three\\nif wanted" style="rounded,dashed" tooltip="tests.jobs.three"]
+		step1_end [label="" fillcolor=black style=filled tooltip="after all branches" width=0.05]
+	}
+	subgraph cluster_step5 {
+		color="#999999" label="check\\non failure: cancel_rest\\nif wanted" style=dashed
+		step5 [label="" fillcolor=black style=filled tooltip="all branches at once" width=0.05]
+		step6 [label=one tooltip="tests.jobs.one"]
+		subgraph cluster_step7 {
+			color="#999999" label="" style=solid
+			step7 [label="" fillcolor=black style=filled tooltip="all branches at once" width=0.05]
+			step8 [label=two tooltip="tests.jobs.two"]
+			step9 [label="sleep 5 s" shape=hexagon style=solid tooltip=sleep]
+			step7_end [label="" fillcolor=black style=filled tooltip="after all branches" width=0.05]
+		}
+		step10 [label="three\\nover cats\\nif wanted" shape=box3d style=dashed tooltip="map tests.jobs.three"]
+		step5_end [label="" fillcolor=black style=filled tooltip="after all branches" width=0.05]
+	}
+	step12 [label="mails\\nover to\\non failure: ignore" shape=box3d style=solid tooltip="map tests.jobs.one"]
+	step14 [label="rest\\nsleep 0.5 s\\nif wanted" shape=hexagon style=dashed tooltip=sleep]
+	step15 [label="wait for approval" shape=hexagon style=solid tooltip="wait_for approval"]
+	step16 [label="money\\nwait for fee\\nat most 60 s, then continue" shape=hexagon style=solid tooltip="wait_for fee"]
+	complete [label=COMPLETE fillcolor="#d9f2d9" style="rounded,filled"]
+	failed [label=FAILED fillcolor="#f8d7d7" style="rounded,filled"]
+"""
+MERMAID_OF_FORMS = """\
+flowchart LR
+    start((start))
+    step0["fetch"]
+    subgraph group1[" "]
+        step1((" "))
+        step2["one"]
+        step3["two"]
+        step4["three<br/>if wanted"]
+        step1_end((" "))
+    end
+    subgraph group5["check<br/>on failure: cancel_rest<br/>if wanted"]
+        step5((" "))
+        step6["one"]
+        subgraph group7[" "]
+            step7((" "))
+            step8["two"]
+            step9{{"sleep 5 s"}}
+            step7_end((" "))
+        end
+        step10[["three<br/>over cats<br/>if wanted"]]
+        step5_end((" "))
+    end
+    step12[["mails<br/>over to<br/>on failure: ignore"]]
+    step14{{"rest<br/>sleep 0.5 s<br/>if wanted"}}
+    step15{{"wait for approval"}}
+    step16{{"money<br/>wait for fee<br/>at most 60 s, then continue"}}
+    complete([COMPLETE])
+    failed([FAILED])
+"""
+# Branches part where a group begins and meet where it ends; within one, a sequence is a chain.
+ARROWS = [
+    ("start", "step0"),
+    ("step0", "step1"),
+    *(("step1", "step2"), ("step2", "step3"), ("step3", "step1_end")),
+    *(("step1", "step4"), ("step4", "step1_end")),
+    ("step1_end", "step5"),
+    *(("step5", "step6"), ("step6", "step7")),
+    *(("step7", "step8"), ("step8", "step7_end")),
+    *(("step7", "step9"), ("step9", "step7_end")),
+    ("step7_end", "step5_end"),
+    *(("step5", "step10"), ("step10", "step5_end")),
+    ("step5_end", "step12"),
+    ("step12", "step14"),
+    ("step14", "step15"),
+    ("step15", "step16"),
+    ("step16", "complete"),
+]
+# It is the job that fails: by a step of its own, or after the branches have met.
+TO_FAILED = ["step0", "step1_end", "step5_end", "step12", "step14", "step15", "step16"]
+
+
+@pytest.fixture
+def forms(settings: Any) -> None:
+    settings.JOBS = {
+        "forms": {
+            "tasks": [
+                {"task": "tests.jobs.one", "name": "fetch"},
+                [
+                    ["tests.jobs.one", "tests.jobs.two"],
+                    {"task": "tests.jobs.three", "when": WANTED},
+                ],
+                {
+                    "group": [
+                        ["tests.jobs.one", ["tests.jobs.two", {"sleep": 5}]],
+                        {"map": "tests.jobs.three", "over": "cats", "when": WANTED},
+                    ],
+                    "name": "check",
+                    "on_failure": "cancel_rest",
+                    "when": WANTED,
+                },
+                {"map": "tests.jobs.one", "over": "to", "name": "mails", "on_failure": "ignore"},
+                {"sleep": 0.5, "name": "rest", "when": WANTED},
+                {"wait_for": "approval"},
+                {
+                    "wait_for": "fee",
+                    "timeout": 60,
+                    "on_timeout": "continue",
+                    "name": "money",
+                },
+            ],
+            "failure_hook": "tests.jobs.failure_hook",
+        }
+    }
+
+
+@pytest.mark.usefixtures("forms")
+def test_job_graph_of_every_form_as_dot() -> None:
+    lines = run("job_graph", "forms").splitlines(keepends=True)
+    arrows = [f'\t{tail} -> {head} [label="" style=solid]\n' for tail, head in ARROWS]
+    failed = [f"\t{tail} -> failed [label=failure_hook style=dashed]\n" for tail in TO_FAILED]
+    first = len(lines) - len([*arrows, *failed, "}"])
+    assert "".join(lines[:first]) == DOT_OF_FORMS
+    assert lines[first:] == [*arrows, *failed, "}\n"]
+
+
+@pytest.mark.usefixtures("forms")
+def test_job_graph_of_every_form_as_mermaid() -> None:
+    arrows = [f"    {tail} --> {head}\n" for tail, head in ARROWS]
+    failed = [f"    {tail} -.->|failure_hook| failed\n" for tail in TO_FAILED]
+    dashed = ("step4", "group5", "step10", "step14")
+    styles = [f"    style {node} stroke-dasharray: 5 5\n" for node in dashed]
+    assert run("job_graph", "forms", "--format", "mermaid") == "".join(
+        [MERMAID_OF_FORMS, *arrows, *failed, *styles]
+    )
+
+
+@pytest.mark.usefixtures("forms")
+def test_job_graph_of_every_form_as_svg(program: Callable[[str], str]) -> None:
+    program("dot")
+    root = ElementTree.fromstring(run("job_graph", "forms", "--format", "svg"))
+    kinds = {"node": 0, "edge": 0, "cluster": 0}
+    for group in root.iter("{http://www.w3.org/2000/svg}g"):
+        if group.get("class") in kinds:
+            kinds[str(group.get("class"))] += 1
+    bars, ends = 2 * 3, 3  # of groups; start, complete and failed
+    assert kinds == {"node": 12 + bars + ends, "edge": len(ARROWS) + len(TO_FAILED), "cluster": 3}
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    for label in (
+        "forms",
+        "fetch",
+        "check",
+        "mails",
+        "over to",
+        "sleep 0.5 s",
+        "wait for approval",
+    ):
+        assert label in texts
+    assert texts.count("if wanted") == 4
+
+
 def test_job_graph_as_dot() -> None:
     assert run("job_graph", "everything") == DOT
     assert run("job_graph", "everything", "--format", "dot") == DOT
@@ -677,6 +846,45 @@ def test_job_graph_shows_odd_names_as_they_are(
     assert name in [text.text for text in texts]
 
 
+ODD = [
+    '"q"',
+    "back\\slash \\n",
+    "<b>bold</b>",
+    "end]] }}",
+    "a & b; #1",
+    "two\nlines",
+    "`x` |y|",
+    " ",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_job_graph_shows_odd_names_of_steps_as_they_are(
+    program: Callable[[str], str], settings: Any, name: str
+) -> None:
+    program("dot")
+    settings.JOBS = {
+        "odd": [
+            {"task": "tests.jobs.one", "name": name},
+            {"group": ["tests.jobs.one"], "name": f"{name}s"},
+            {"map": "tests.jobs.one", "over": name},
+            {"wait_for": name},
+        ]
+    }
+    written = [name, f"{name}s", f"over {name}", f"wait for {name}"]
+    first, group, mapped, waiting = (" ".join(text.split()) for text in written)
+    root = ElementTree.fromstring(run("job_graph", "odd", "--format", "svg"))
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    lines = ["odd", first, group, "one", "one", mapped, waiting, "COMPLETE"]
+    assert sorted(" ".join(text.split()) for text in texts if text) == sorted(filter(None, lines))
+    mermaid = run("job_graph", "odd", "--format", "mermaid")
+    labels = re.findall(r'"(.*)"', mermaid)
+    assert not set("".join(labels).replace("<br/>", "")) & set('"<>`&')
+    assert [re.sub(r"#(\d+);", lambda code: chr(int(code[1])), label) for label in labels] == [
+        *(first or " ", group, " ", "one", " ", f"one<br/>{mapped}", waiting),
+    ]
+
+
 @pytest.mark.parametrize("description", ["two\nlines", "two\r\nlines", "*/ // --> #"])
 def test_job_graph_of_odd_descriptions(
     program: Callable[[str], str], settings: Any, description: str
@@ -696,7 +904,11 @@ def test_job_graph_of_an_unknown_job() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["worker", "queue_depth", "delete_old_jobs", "create_job", "job_graph"]
+    "command",
+    [
+        *("worker", "queue_depth", "delete_old_jobs", "create_job", "job_graph"),
+        *("jobs", "queues", "check_jobs"),
+    ],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

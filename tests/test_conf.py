@@ -67,6 +67,24 @@ def test_what_a_worker_may_claim_is_every_name_with_each_of_its_paths_once(setti
     assert conf.configuration().known_steps == ("a m.x", "a m.y", "b m.x")
 
 
+def test_what_a_worker_may_claim_has_what_members_run_and_what_steps_were_called(
+    settings: Any,
+) -> None:
+    group = {"group": ["m.x", ["m.y", ["m.z"]]], "name": "both", "renamed_from": "two"}
+    mapped = {"map": "m.feed", "over": "cats", "renamed_from": ["m.give", "m.throw"]}
+    wait = {"wait_for": "yes", "renamed_from": "ok"}
+    settings.JOBS = {
+        "a": [group, mapped, {"sleep": 1, "renamed_from": "m.rest"}, wait],
+        "b": [{"task": "m.x", "when": "m.wanted", "renamed_from": "m.old"}],
+    }
+    assert set(conf.configuration().known_steps) == {
+        *("a group both", "a group two", "a two", "a m.x", "a m.y", "a group", "a m.z"),
+        *("a map m.feed", "a map m.give", "a map m.throw", "a m.feed", "a m.give", "a m.throw"),
+        *("a sleep", "a m.rest", "a wait_for yes", "a wait_for ok", "a ok"),
+        *("b m.x", "b m.old"),
+    }
+
+
 BAD: list[tuple[Any, str, str, str, str]] = [
     # DBQ, code, key path, a word of the problem, a word of the hint
     ([], "E007", "DBQ", "is a list", "dict"),
@@ -100,9 +118,9 @@ BAD: list[tuple[Any, str, str, str, str]] = [
     ({"DEFAULTS": {"queue": 5}}, "E004", 'DBQ["DEFAULTS"]["queue"]', "5", "1 to 63"),
     ({"DEFAULTS": {"tasks": ["m.x"]}}, "E003", 'DBQ["DEFAULTS"]["tasks"]', "unknown", "queue"),
     (
-        {"DEFAULTS": {"unique": True}},
+        {"DEFAULTS": {"schedule": {"cron": "0 8 * * *"}}},
         "E006",
-        'DBQ["DEFAULTS"]["unique"]',
+        'DBQ["DEFAULTS"]["schedule"]',
         "not supported",
         "Remove",
     ),

@@ -15,10 +15,13 @@ from django.core.management import load_command_class
 
 from django_dbq import conf, options
 from django_dbq.checks import check_settings
+from django_dbq.outcomes import AttemptOutcome
+from django_dbq.states import State
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 README = (ROOT / "README.md").read_text()
+JOBS_PAGE = (ROOT / "docs/jobs.md").read_text()
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -115,7 +118,7 @@ def test_the_examples_of_the_readme(shop: dict[str, Any], settings: Any) -> None
 @pytest.mark.parametrize("name", ["jobs", "reliability", "signals", "testing", "worker"])
 def test_the_python_of_a_page(name: str, shop: dict[str, Any], settings: Any) -> None:
     if name != "jobs":  # the pipelines and tasks that other pages speak of
-        run_python((ROOT / "docs/jobs.md").read_text(), shop, settings)
+        run_python(JOBS_PAGE, shop, settings)
         shop["Job"].objects.all().delete()
     run_python((ROOT / f"docs/{name}.md").read_text(), shop, settings)
     cases = [c for c in shop.values() if isinstance(c, type) and c.__module__ == "shop.jobs"]
@@ -123,7 +126,9 @@ def test_the_python_of_a_page(name: str, shop: dict[str, Any], settings: Any) ->
     for case in cases:
         # Each method on its own: the class would close the connection, which is this test's as well.
         for method in unittest.defaultTestLoader.getTestCaseNames(case):
-            getattr(case(method), method)()
+            test = case(method)
+            test.setUp()
+            getattr(test, method)()
             shop["Job"].objects.all().delete()
 
 
@@ -143,16 +148,36 @@ def test_every_flag_of_the_worker_is_documented_and_no_other() -> None:
 
 
 def test_every_option_is_documented_as_what_it_is() -> None:
-    page = (ROOT / "docs/jobs.md").read_text()
-    options_table = first_column(section(page, "`JOBS`"))
+    options_table = first_column(section(JOBS_PAGE, "`JOBS`"))
     assert options_table == {name for name, o in options.JOB_OPTIONS.items() if o.supported}
-    assert first_column(section(page, "`DBQ`")) == set(conf.KEYS)
-    later = re.search(r"\*\*Not supported yet\.\*\*(.*?)\n\n", page, re.DOTALL)
+    assert first_column(section(JOBS_PAGE, "`DBQ`")) == set(conf.KEYS)
+    later = re.search(r"\*\*Not supported yet\.\*\*(.*?)\n\n", JOBS_PAGE, re.DOTALL)
     assert later
-    refused = {name for name, o in options.JOB_OPTIONS.items() if not o.supported}
-    refused |= {name for name, o in options.STEP_OPTIONS.items() if not o.supported}
-    refused |= {*options.PAUSE_OPTIONS, *conf.LATER}
+    refused = {name for name, o in options.JOB_OPTIONS.items() if not o.supported} | {*conf.LATER}
     assert refused <= set(re.findall(r"`(\w+)`", later[1]))
+
+
+def test_every_form_of_a_step_is_documented_with_its_options() -> None:
+    forms, own = re.findall(r"(?:^\|.*\n)+", section(JOBS_PAGE, "Steps"), re.MULTILINE)[:2]
+    assert first_column(forms) == set(options.FORMS)
+    said = {
+        name: set(options.FORMS if of == "all" else re.findall(r"`(\w+)`", of))
+        for name, of in re.findall(r"^\| `(\w+)` \| (.*?) \|", own, re.MULTILINE)
+    }
+    expected: dict[str, set[str]] = {}
+    for form, known in options.FORMS.items():
+        shared = options.SHARED if form in ("task", "map") else {}
+        for name in known.keys() - shared - {form}:
+            expected.setdefault(name, set()).add(form)
+        assert shared.keys() <= known.keys()
+    assert said == expected
+
+
+def test_every_state_and_every_outcome_is_documented() -> None:
+    looking = section(JOBS_PAGE, "Looking at jobs")
+    states, outcomes = re.findall(r"^\| (?:state|outcome).*\n(?:^\|.*\n)+", looking, re.MULTILINE)
+    assert first_column(states) | {"READY"} == set(State.values)
+    assert first_column(outcomes) == set(AttemptOutcome.values)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,6 +1,7 @@
-"""Migrations: they match the models, go both ways, lose nothing, and 0008 can be repeated after an interruption."""
+"""Migrations: they match the models, go both ways and lose nothing; builds of indexes can be interrupted."""
 
 import datetime
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,8 +10,10 @@ from django.core.management import call_command
 from django.db import DatabaseError, IntegrityError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.operations import RunPython
 from django.utils import timezone
 
+from django_dbq.migrations._operations import AddIndexOnline, RemoveIndexOnline
 from django_dbq.models import Job
 from django_dbq.testing import drain
 from tests.jobs import ran
@@ -29,6 +32,10 @@ NAMES = [
     "0009_longer_names",
     "0010_failures_losses_and_heartbeats",
     "0011_held_index",
+    "0012_pipelines",
+    "0013_claims_by_deadline",
+    "0014_unique_jobs_limits_and_queues",
+    "0015_unique_and_limited_indexes",
 ]
 
 
@@ -43,6 +50,16 @@ def test_the_first_six_carry_the_names_of_django_db_queue() -> None:
 @pytest.mark.django_db
 def test_no_migration_is_missing() -> None:
     call_command("makemigrations", "django_dbq", check=True, dry_run=True, verbosity=0)
+
+
+def test_what_is_not_atomic_can_be_repeated() -> None:
+    """An interrupted build leaves the operations before it done, and the migration not recorded."""
+    loader = MigrationLoader(None)
+    for (app, name), migration in loader.disk_migrations.items():
+        if app == "django_dbq" and not migration.atomic:
+            for operation in migration.operations:
+                known = AddIndexOnline | RemoveIndexOnline | RunPython
+                assert isinstance(operation, known), f"{name}: {operation.describe()}"
 
 
 def test_every_operation_can_be_undone() -> None:
@@ -90,11 +107,22 @@ def columns() -> dict[str, int | None]:
     return {column.name: column.display_size or column.internal_size for column in described}
 
 
-OURS = {"dbq_job_claim", "dbq_job_future", "dbq_job_held", "dbq_job_state"}
+MODELS = ["job", "attempt", "worker", "dependency", "jobevent", "queue", "limit", "start"]
+TABLES = {f"django_dbq_{model}" for model in MODELS}
+OURS = {
+    "dbq_job_next",
+    "dbq_job_later",
+    "dbq_job_held",
+    "dbq_job_member",
+    "dbq_job_waiting",
+    "dbq_job_unique",
+    "dbq_job_limited",
+    "dbq_job_state",
+}
 
 
 def test_there_and_back_again(migrate: Migrate) -> None:
-    assert tables() == {"django_dbq_job", "django_dbq_attempt", "django_dbq_worker"}
+    assert tables() == TABLES
     assert indexes() == OURS
     now = columns()
     for name in reversed(NAMES):
@@ -104,7 +132,7 @@ def test_there_and_back_again(migrate: Migrate) -> None:
     assert tables() == set()
     for name in NAMES:
         migrate(name)
-    assert tables() == {"django_dbq_job", "django_dbq_attempt", "django_dbq_worker"}
+    assert tables() == TABLES
     assert indexes() == OURS
     assert columns() == now
 
@@ -168,9 +196,52 @@ def test_older_processes_go_on_while_the_new_columns_are_there(migrate: Migrate)
         job = old.objects.create(name="feed", next_task="tests.jobs.one", workspace={})
         old.objects.filter(pk=job.pk).update(state="FAILED")
         assert old.objects.get(pk=job.pk).state == "FAILED"
-    assert set(Job.objects.values_list("due", "step", "attempt", "worker", "finished")) == {
-        (True, 0, 0, None, None)
+    theirs = {field.attname for field in old._meta.concrete_fields}
+    added = {
+        field.attname: set(Job.objects.values_list(field.attname, flat=True))
+        for field in Job._meta.concrete_fields
+        if field.attname not in theirs
     }
+    assert added == {
+        "due": {True},
+        "step": {0},
+        "attempt": {0},
+        "worker_id": {None},
+        "finished": {None},
+        "failures": {0},
+        "lost": {0},
+        "progress": {None},
+        "progress_message": {""},
+        "deadline": {None},
+        "urgency": {0},
+        "home_queue": {""},
+        "parent_id": {None},
+        "position": {None},
+        "parent_round": {None},
+        "round": {None},
+        "waiting_for": {0},
+        "watched": {False},
+        "pausing": {False},
+        "result": {None},
+        "forked_from_id": {None},
+        "unique_key": {None},
+        "limited": {False},
+        "concurrency_key": {""},
+        "rate_key": {""},
+    }
+
+
+def test_processes_of_the_release_before_go_on_while_this_one_migrates(migrate: Migrate) -> None:
+    """They claim and finish with the columns that they know."""
+    old = migrate("0011_held_index").get_model("django_dbq", "Job")
+    migrate("0012_pipelines")
+    job = old.objects.create(name="feed", next_task="tests.jobs.one", workspace={}, step=0)
+    claimed = old.objects.filter(pk=job.pk, attempt=0).update(state="PROCESSING", attempt=1)
+    assert claimed == 1
+    migrate("0013_claims_by_deadline")
+    assert old.objects.filter(pk=job.pk, attempt=1).update(state="READY", step=1) == 1
+    old.objects.get(pk=job.pk).delete()
+    assert not Job.objects.exists()
 
 
 def test_a_state_from_before_the_check_was_there(migrate: Migrate) -> None:
@@ -200,6 +271,14 @@ def postgresql() -> None:
         pytest.skip("only PostgreSQL builds indexes concurrently")
 
 
+def made(index: str, unique: bool = False) -> list[str]:
+    """How the index is built, up to what it is of."""
+    return [
+        f'DROP INDEX CONCURRENTLY IF EXISTS "{index}";',
+        f'CREATE {"UNIQUE " if unique else ""}INDEX CONCURRENTLY "{index}"',
+    ]
+
+
 def valid(index: str) -> bool | None:
     """Whether the database uses the index; None if there is none."""
     with connection.cursor() as cursor:
@@ -216,12 +295,52 @@ def definition(index: str) -> str:
         return str(cursor.fetchone()[0])
 
 
+# The migrations that build indexes in this way: the one before each, and what it builds and drops.
+ONLINE = [
+    (
+        "0008_claim_indexes",
+        "0007_attempts_and_workers",
+        [*made("dbq_job_claim"), *made("dbq_job_future")],
+    ),
+    ("0011_held_index", "0010_failures_losses_and_heartbeats", made("dbq_job_held")),
+    (
+        "0013_claims_by_deadline",
+        "0012_pipelines",
+        [
+            *made("dbq_job_next"),
+            *made("dbq_job_member"),
+            *made("dbq_job_waiting"),
+            'DROP INDEX CONCURRENTLY IF EXISTS "dbq_job_claim";',
+        ],
+    ),
+    (
+        "0015_unique_and_limited_indexes",
+        "0014_unique_jobs_limits_and_queues",
+        [
+            *made("dbq_job_unique", unique=True),
+            *made("dbq_job_later"),
+            *made("dbq_job_limited"),
+            'DROP INDEX CONCURRENTLY IF EXISTS "dbq_job_future";',
+        ],
+    ),
+]
+BUILT = [
+    pytest.param(name, before, index, id=index)
+    for name, before, sql in ONLINE
+    for index in re.findall(r'CREATE (?:UNIQUE )?INDEX CONCURRENTLY "(\w+)"', "".join(sql))
+]
+
+
 @pytest.mark.usefixtures("postgresql")
-@pytest.mark.parametrize("index", ["dbq_job_claim", "dbq_job_future"])
-def test_0008_can_be_repeated_after_an_interrupted_build(migrate: Migrate, index: str) -> None:
+@pytest.mark.parametrize(("name", "before", "index"), BUILT)
+def test_an_interrupted_build_can_be_repeated(
+    migrate: Migrate, name: str, before: str, index: str
+) -> None:
     """A concurrent build that fails leaves an invalid index under its name."""
-    before = definition(index)
-    old = migrate("0007_attempts_and_workers").get_model("django_dbq", "Job")
+    migrate(before)
+    migrate(name)
+    built = definition(index)
+    old = migrate(before).get_model("django_dbq", "Job")
     assert valid(index) is None
     for _ in range(2):
         old.objects.create(name="feed", next_task="tests.jobs.one", workspace={})
@@ -229,29 +348,55 @@ def test_0008_can_be_repeated_after_an_interrupted_build(migrate: Migrate, index
         cursor.execute(f"CREATE UNIQUE INDEX CONCURRENTLY {index} ON django_dbq_job (name)")
     assert valid(index) is False
 
-    migrate("0008_claim_indexes")
+    migrate(name)
     assert valid(index) is True
+    assert definition(index) == built
     migrate(LATEST)
-    assert valid(index) is True
-    assert definition(index) == before
+    assert valid(index) is (True if index in OURS else None)
 
 
 @pytest.mark.usefixtures("postgresql")
-def test_0008_does_not_stop_those_who_write(migrate: Migrate) -> None:
-    migrate("0007_attempts_and_workers")
+@pytest.mark.parametrize(("name", "before", "expected"), ONLINE)
+def test_those_who_write_are_not_stopped(
+    migrate: Migrate, name: str, before: str, expected: list[str]
+) -> None:
+    migrate(before)
     with connection.schema_editor(collect_sql=True, atomic=False) as editor:
         loader = MigrationLoader(connection)
-        migration = loader.get_migration("django_dbq", "0008_claim_indexes")
-        state = loader.project_state([("django_dbq", "0007_attempts_and_workers")])
+        migration = loader.get_migration("django_dbq", name)
+        state = loader.project_state([("django_dbq", before)])
         migration.apply(state, editor, collect_sql=True)
         sql = [line for line in editor.collected_sql if "INDEX" in line]
-    assert [line.split(" ON ")[0] for line in sql] == [
-        'DROP INDEX CONCURRENTLY IF EXISTS "dbq_job_claim";',
-        'CREATE INDEX CONCURRENTLY "dbq_job_claim"',
-        'DROP INDEX CONCURRENTLY IF EXISTS "dbq_job_future";',
-        'CREATE INDEX CONCURRENTLY "dbq_job_future"',
-    ]
+    assert [line.split(" ON ")[0] for line in sql] == expected
     assert not migration.atomic
+
+
+@pytest.mark.usefixtures("postgresql")
+@pytest.mark.parametrize(
+    ("name", "before", "old", "new"),
+    [
+        ("0013_claims_by_deadline", "0012_pipelines", "dbq_job_claim", "dbq_job_next"),
+        (
+            "0015_unique_and_limited_indexes",
+            "0014_unique_jobs_limits_and_queues",
+            "dbq_job_future",
+            "dbq_job_later",
+        ),
+    ],
+)
+def test_an_index_goes_when_the_one_in_its_place_is_there(
+    migrate: Migrate, name: str, before: str, old: str, new: str
+) -> None:
+    migrate(before)
+    assert (valid(old), valid(new)) == (True, None)
+    migrate(name)
+    assert (valid(old), valid(new)) == (None, True)
+    operations = MigrationLoader(None).get_migration("django_dbq", name).operations
+    (added,) = [
+        n for n, o in enumerate(operations) if isinstance(o, AddIndexOnline) and o.index.name == new
+    ]
+    (gone,) = [n for n, o in enumerate(operations) if isinstance(o, RemoveIndexOnline)]
+    assert added < gone
 
 
 @pytest.mark.usefixtures("postgresql")
@@ -268,7 +413,11 @@ def test_nothing_is_rewritten(migrate: Migrate) -> None:
         old.objects.create(name="feed", next_task="tests.jobs.one", workspace={})
     table = file("django_dbq_job")
     migrate("0008_claim_indexes")
-    made = {name: file(name) for name in ("dbq_job_claim", "dbq_job_future", "django_dbq_job_pkey")}
+    made = {name: file(name) for name in ("django_dbq_job_pkey",)}
+    migrate("0011_held_index")
+    made["dbq_job_held"] = file("dbq_job_held")
+    migrate("0013_claims_by_deadline")
+    made |= {name: file(name) for name in ("dbq_job_next", "dbq_job_member", "dbq_job_waiting")}
     migrate(LATEST)
     assert file("django_dbq_job") == table
     assert {name: file(name) for name in made} == made

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, models, transaction
 from django.db.models import F, Q
+from django.db.models.signals import post_init
 from django.utils import timezone
 
-from django_dbq.models import Attempt, Job, JobManager, PartialIndex, Worker
+from django_dbq.indexes import PartialIndex, PartialUnique
+from django_dbq.models import Attempt, Job, JobManager, Worker
 from django_dbq.pipelines import UnknownJob
+from django_dbq.states import UNFINISHED
 from django_dbq.testing import drain
 from tests.jobs import Boom, ran
 
@@ -177,8 +180,8 @@ def test_an_unknown_job_is_not_created() -> None:
 
 
 def test_an_entry_with_a_mistake_makes_no_jobs(settings: Any) -> None:
-    settings.JOBS = {"feed": {"tasks": ["tests.jobs.one"], "unique": True}}
-    with pytest.raises(UnknownJob, match=r"not valid: JOBS\['feed'\]\[\"unique\"\] is not supp"):
+    settings.JOBS = {"feed": {"tasks": ["tests.jobs.one"], "schedule": {"cron": "0 8 * * *"}}}
+    with pytest.raises(UnknownJob, match=r"not valid: JOBS\['feed'\]\[\"schedule\"\] is not "):
         Job.objects.create(name="feed")
 
 
@@ -386,26 +389,93 @@ def test_without_time_zones(settings: Any) -> None:
 # -- the index of some of the rows --
 
 
-def test_the_partial_index_is_migrated_with_plain_values() -> None:
-    index = next(i for i in Job._meta.indexes if i.name == "dbq_job_claim")
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("dbq_job_next", Q(due=True, state__in=["NEW", "READY"])),
+        ("dbq_job_later", Q(due=False, limited=False, state__in=["NEW", "READY"])),
+        ("dbq_job_held", Q(state__in=["PROCESSING", "STOPPING"])),
+        ("dbq_job_member", Q(parent__isnull=False)),
+        ("dbq_job_waiting", Q(state="WAITING", round__isnull=False)),
+        (
+            "dbq_job_limited",
+            Q(limited=True, state__in=["NEW", "READY", "PROCESSING", "STOPPING"]),
+        ),
+        ("dbq_job_unique", Q(state__in=list(UNFINISHED), unique_key__isnull=False)),
+    ],
+)
+def test_the_partial_indexes_are_migrated_with_plain_values(name: str, where: Q) -> None:
+    index = next(i for i in Job._meta.indexes if i.name == name)
     path, args, kwargs = index.deconstruct()
-    assert path == "django_dbq.models.PartialIndex"
-    assert PartialIndex(*args, **kwargs) == index
-    assert kwargs["where"] == Q(due=True, state__in=["NEW", "READY"])
-    assert all(type(state) is str for state in dict(kwargs["where"].children)["state__in"])
+    kind = PartialUnique if name == "dbq_job_unique" else PartialIndex
+    assert path == f"django_dbq.indexes.{kind.__name__}"
+    assert kind(*args, **kwargs) == index
+    assert kwargs["where"] == where
+    for _, value in kwargs["where"].children:
+        for plain in value if isinstance(value, list) else [value]:
+            assert type(plain) in (str, bool)
 
 
 def test_the_indexes_of_the_table_stand_in_the_database() -> None:
     partial = connection.features.supports_partial_indexes
-    claim = ["queue_name", "priority", "created"]
+    claim = ["queue_name", "priority", "urgency", "created"]
+    limit = ["name", "state", "due", "concurrency_key", "rate_key", *claim[1:]]
     expected = {
-        "dbq_job_claim": claim if partial else ["state", "due", *claim],
-        "dbq_job_future": ["run_after"] if partial else ["state", "due", "run_after"],
+        "dbq_job_next": claim if partial else ["state", "due", *claim],
+        "dbq_job_later": ["run_after"] if partial else ["state", "due", "limited", "run_after"],
         "dbq_job_held": ["worker_id"] if partial else ["state", "worker_id"],
+        "dbq_job_member": ["parent_id", "position"],
+        "dbq_job_waiting": ["run_after"] if partial else ["state", "run_after"],
+        "dbq_job_limited": limit if partial else ["limited", *limit],
+        "dbq_job_unique": ["unique_key"] if partial else ["dbq_job_unique"],
     }
     with connection.cursor() as cursor:
         made = connection.introspection.get_constraints(cursor, Job._meta.db_table)
     assert {name: made[name]["columns"] for name in expected} == expected
+    assert {name for name in expected if made[name]["unique"]} == {"dbq_job_unique"}
+    if partial:  # the claim reads it in this order, without sorting
+        assert made["dbq_job_next"]["orders"] == ["ASC", "DESC", "DESC", "ASC"]
     # Every other index would have to be kept up with each change of a job's state.
     others = {name for name, about in made.items() if about["index"] and name not in expected}
     assert {tuple(made[name]["columns"]) for name in others} <= {("id",), ("created",)}
+
+
+# -- a new job, made the quick way --
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"name": "quick"}, {"name": "quick", "workspace": None, "run_after": PAST, "priority": 3}],
+    ids=str,
+)
+def test_a_new_job_has_what_django_would_give_it(given: dict[str, Any]) -> None:
+    quick, slow = Job(**given), Job.__new__(Job)
+    models.Model.__init__(slow, **given)
+    own = {"id", "created", "_state"}
+    assert quick.__dict__.keys() == slow.__dict__.keys()
+    for name in quick.__dict__.keys() - own:
+        assert quick.__dict__[name] == slow.__dict__[name], name
+        assert type(quick.__dict__[name]) is type(slow.__dict__[name]), name
+    assert (quick._state.adding, quick._state.db) == (True, None)
+    other = Job(**given)
+    assert quick.id != other.id
+    assert quick.workspace is None or quick.workspace is not other.workspace
+
+
+def test_a_new_job_sends_the_signals_of_its_making() -> None:
+    made: list[Job] = []
+
+    def note(instance: Job, **kwargs: Any) -> None:
+        made.append(instance)
+
+    post_init.connect(note, sender=Job)
+    try:
+        job = Job(name="quick")
+    finally:
+        post_init.disconnect(note, sender=Job)
+    assert made == [job]
+
+
+def test_a_new_job_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(TypeError, match="colour"):
+        Job(name="quick", colour="red")

@@ -4,6 +4,7 @@ import datetime
 import math
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.utils import timezone
@@ -15,17 +16,21 @@ from django_dbq.outcomes import (
     ClaimLost,
     Decision,
     Exhausted,
+    Finish,
     Interrupted,
     Retry,
     TimedOut,
     Tries,
+    Wait,
     decide,
     decide_failure,
     decide_lost,
+    decide_wait,
     exhausted,
     fail,
     retry_delay,
 )
+from django_dbq.parsing import parse
 from django_dbq.pipelines import Pipeline, Step
 from django_dbq.states import Event, State
 
@@ -33,6 +38,8 @@ A, B, A_AGAIN = Step(0, "m.a"), Step(1, "m.b"), Step(2, "m.a")
 PIPELINE = Pipeline("aba", (A, B, A_AGAIN))
 ERROR = ValueError("no")
 NOW = datetime.datetime(2026, 11, 21, 12, tzinfo=datetime.UTC)
+ONE, TWO = UUID(int=1), UUID(int=2)
+WEST = datetime.timezone(-datetime.timedelta(hours=2))
 END_OF_TIME = datetime.datetime.max.replace(tzinfo=datetime.UTC)
 
 
@@ -58,6 +65,43 @@ def test_a_step_that_is_done(
     """With it, what was counted of its tries is over: the next step begins with none."""
     assert decide(PIPELINE, step) == Decision(event, state, following, AttemptOutcome.SUCCEEDED)
     assert (decide(PIPELINE, step).failures, decide(PIPELINE, step).lost) == (0, 0)
+
+
+@pytest.mark.parametrize("step", [A, B, A_AGAIN], ids=lambda step: str(step.place))
+def test_a_step_after_which_the_rest_is_skipped(step: Step) -> None:
+    assert decide(PIPELINE, step, finish=True) == Decision(
+        Event.LAST_STEP_DONE, State.COMPLETE, None, AttemptOutcome.SUCCEEDED
+    )
+
+
+def test_a_step_that_is_skipped_leads_where_it_would_have_led() -> None:
+    for step in (A, B, A_AGAIN):
+        done = decide(PIPELINE, step)
+        skipped = decide(PIPELINE, step, outcome=AttemptOutcome.SKIPPED)
+        assert skipped == replace(done, outcome=AttemptOutcome.SKIPPED)
+
+
+def test_a_member_is_done_with_the_last_step_of_its_branch() -> None:
+    tasks = [[["m.a", ["m.b", "m.c"]], "m.d"], {"map": "m.e", "over": "cats"}, "m.f"]
+    pipeline = parse({"it": tasks})["it"]
+    following = {
+        step.path: getattr(decide(pipeline, step, member=True).next_step, "path", None)
+        for step in pipeline.every
+        if step not in pipeline.steps
+    }
+    assert following == {
+        "m.a": "group",
+        "group": None,
+        "m.b": None,
+        "m.c": None,
+        "m.d": None,
+        "m.e": None,
+    }
+    by_itself = {step.path: decide(pipeline, step).next_step for step in pipeline.steps}
+    group, mapped, last = pipeline.steps
+    assert by_itself == {group.path: mapped, mapped.path: last, last.path: None}
+    moved_out = decide(pipeline, last, member=True)
+    assert (moved_out.event, moved_out.next_step) == (Event.LAST_STEP_DONE, None)
 
 
 # -- one that is not --
@@ -190,12 +234,105 @@ def test_a_retry_says_what_it_asks_for(retry: Retry, text: str) -> None:
     assert str(retry) == text
 
 
+# -- Wait --
+
+
+@pytest.mark.parametrize(
+    ("wait", "event", "state", "at"),
+    [
+        (Wait(jobs=[ONE, TWO]), Event.WAITS, State.WAITING, None),
+        (Wait(jobs=[]), Event.WAITS, State.WAITING, None),
+        (Wait(until=seconds(5)), Event.TRIED_AGAIN, State.READY, seconds(5)),
+        (Wait(until=seconds(-5)), Event.TRIED_AGAIN, State.READY, seconds(-5)),
+    ],
+    ids=str,
+)
+def test_a_wait_that_the_task_asks_for_uses_up_no_retry(
+    wait: Wait, event: Event, state: State, at: datetime.datetime | None
+) -> None:
+    decision = judged(wait, attempt=9, failures=1, lost=2, retries=0)
+    assert (decision.event, decision.state, decision.run_after) == (event, state, at)
+    assert (decision.outcome, decision.error) == ("waited", None), "it is no error"
+    assert decision.next_step is not None
+    assert decision.next_step.path == B.path, "the same step is run again"
+    assert decision.failures == 1
+
+
+def test_retry_on_has_no_say_in_a_wait() -> None:
+    wait = Wait(until=seconds(5))
+    assert decide_failure(B, Tries(), wait, NOW, retriable=False).state == "READY"
+
+
+def test_a_step_that_has_begun_to_wait() -> None:
+    tries = Tries(attempt=3, failures=1, lost=2)
+    assert decide_wait(B, tries) == Decision(
+        Event.WAITS, State.WAITING, B, AttemptOutcome.WAITED, failures=1
+    )
+    assert decide_wait(B, tries, seconds(5)) == Decision(
+        Event.TRIED_AGAIN, State.READY, B, AttemptOutcome.WAITED, failures=1, run_after=seconds(5)
+    )
+
+
+def test_a_wait_until_a_naive_time_means_the_current_time_zone() -> None:
+    with timezone.override(datetime.timezone(datetime.timedelta(hours=2))):
+        wait = Wait(until=datetime.datetime(2026, 11, 21, 14))  # noqa: DTZ001  # that is the point
+    assert wait.until == NOW
+
+
+def test_what_a_wait_keeps() -> None:
+    wait = Wait(jobs=(key for key in (ONE, str(TWO), ONE)))
+    assert (wait.jobs, wait.until, wait.mode, wait.on_failure) == ((ONE, TWO), None, "all", "block")
+    wait = Wait([TWO], mode="any", on_failure="proceed")
+    assert (wait.jobs, wait.mode, wait.on_failure) == ((TWO,), "any", "proceed")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({}, TypeError, "either jobs or until"),
+        ({"jobs": [ONE], "until": NOW}, TypeError, "either jobs or until"),
+        ({"jobs": 5}, TypeError, "not iterable"),
+        ({"jobs": ["that"]}, ValueError, "'that' is no saved job, and no id of one"),
+        ({"jobs": [None]}, ValueError, "None is no saved job"),
+        ({"until": "tomorrow"}, TypeError, "Expected: a datetime"),
+        ({"until": datetime.date(2026, 11, 21)}, TypeError, "Expected: a datetime"),
+        ({"until": datetime.datetime.max.replace(tzinfo=WEST)}, ValueError, "no time in UTC"),
+        ({"jobs": [ONE], "mode": "some"}, ValueError, "Expected: all or any"),
+        ({"jobs": [ONE], "mode": None}, ValueError, "Expected: all or any"),
+        ({"jobs": [ONE], "on_failure": "fail"}, ValueError, "Expected: block or proceed"),
+    ],
+    ids=repr,
+)
+def test_a_wait_for_no_such_thing_is_refused(
+    given: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Wait(**given)
+
+
+@pytest.mark.parametrize(
+    ("wait", "text"),
+    [
+        (Wait(jobs=[ONE, TWO]), "to be run again after all of 2 jobs"),
+        (Wait(jobs=[ONE], mode="any"), "to be run again after any of 1 jobs"),
+        (Wait(until=NOW), "to be run again at 2026-11-21 12:00:00+00:00"),
+    ],
+)
+def test_a_wait_says_what_it_asks_for(wait: Wait, text: str) -> None:
+    assert str(wait) == text
+
+
 # -- MAX_RUNS --
 
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
-    [(ERROR, "failed"), (Retry(), "retried"), (TimedOut("too long"), "timed_out")],
+    [
+        (ERROR, "failed"),
+        (Retry(), "retried"),
+        (TimedOut("too long"), "timed_out"),
+        (Wait(until=NOW), "waited"),
+    ],
     ids=repr,
 )
 def test_a_job_is_not_run_without_end(error: BaseException, outcome: str) -> None:
@@ -356,13 +493,22 @@ def test_a_bare_failure_names_the_step_that_failed() -> None:
 
 
 def test_outcomes_of_attempts_are_stored_under_these_words() -> None:
-    assert AttemptOutcome.values == ["succeeded", "failed", "timed_out", "lost", "retried"]
+    assert AttemptOutcome.values == [
+        "succeeded",
+        "failed",
+        "timed_out",
+        "lost",
+        "retried",
+        "waited",
+        "skipped",
+        "cancelled",
+    ]
 
 
 def test_what_a_task_may_catch() -> None:
     """A task's ``except Exception`` is meant for its own work, not for what ends it from outside."""
     for error in (TimedOut, Interrupted, ClaimLost):
         assert not issubclass(error, Exception)
-    for error in (Retry, Abort, Exhausted):
+    for error in (Retry, Abort, Wait, Finish, Exhausted):
         assert issubclass(error, Exception)
     assert outcomes.MAX_LOSSES == 3

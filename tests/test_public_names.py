@@ -7,6 +7,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+from argparse import ArgumentParser, _SubParsersAction
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,25 @@ from django.dispatch import Signal
 import django_dbq
 import django_dbq.management.commands
 from django_dbq import conf, outcomes, signals
-from django_dbq.models import Attempt, Job, JobManager, JobQuerySet, Worker
+from django_dbq.models import (
+    Attempt,
+    Dependency,
+    Job,
+    JobEvent,
+    JobManager,
+    JobQuerySet,
+    Limit,
+    Queue,
+    Start,
+    Worker,
+)
 from django_dbq.states import State
 
 MODULES: dict[str, set[str]] = {
     "django_dbq": {"__version__"},
     "django_dbq.signals": {"job_created", "job_finished", "send", "step_finished", "step_started"},
     "django_dbq.tasks": {"get_next_task_name"},
-    "django_dbq.testing": {"drain"},
+    "django_dbq.testing": {"advance", "assert_enqueued", "drain", "run_step"},
 }
 
 
@@ -48,8 +60,9 @@ def test_the_public_modules_export_these_names(module: str) -> None:
 
 
 def test_the_package_itself_has_what_tasks_return() -> None:
-    assert set(django_dbq.__all__) == {"Abort", "Retry"}
-    assert (django_dbq.Abort, django_dbq.Retry) == (outcomes.Abort, outcomes.Retry)
+    assert set(django_dbq.__all__) == {"Abort", "Finish", "Retry", "Wait"}
+    for name in django_dbq.__all__:
+        assert getattr(django_dbq, name) is getattr(outcomes, name)
 
 
 def test_the_package_can_be_imported_before_there_are_settings() -> None:
@@ -58,14 +71,21 @@ def test_the_package_can_be_imported_before_there_are_settings() -> None:
     environment = {**os.environ, "PYTHONPATH": root}
     environment.pop("DJANGO_SETTINGS_MODULE", None)
     subprocess.run(
-        [sys.executable, "-c", "from django_dbq import Abort, Retry"], env=environment, check=True
+        [sys.executable, "-c", "from django_dbq import *; Abort, Finish, Retry, Wait"],
+        env=environment,
+        check=True,
     )
 
 
 def test_errors_stand_where_the_documentation_says() -> None:
+    from django_dbq.dependencies import Cycle
     from django_dbq.pipelines import UnknownJob
+    from django_dbq.steps import MembersFailed, WorkspaceConflict
     from django_dbq.workspaces import InvalidWorkspace
 
+    assert issubclass(Cycle, ValueError)
+    assert issubclass(MembersFailed, outcomes.Abort)
+    assert issubclass(WorkspaceConflict, outcomes.Abort)
     assert issubclass(UnknownJob, KeyError)
     assert issubclass(InvalidWorkspace, TypeError)
 
@@ -81,7 +101,7 @@ def test_the_package_itself_imports_no_models() -> None:
 
 def test_models() -> None:
     found = apps.get_app_config("django_dbq").get_models()
-    assert set(found) == {Attempt, Job, Worker}
+    assert set(found) == {Attempt, Dependency, Job, JobEvent, Limit, Queue, Start, Worker}
 
 
 def test_signals() -> None:
@@ -115,8 +135,35 @@ def test_signals() -> None:
                 "progress",
                 "progress_message",
                 "attempts",
+                "deadline",
+                "urgency",
+                "home_queue",
+                "parent",
+                "children",
+                "position",
+                "parent_round",
+                "round",
+                "waiting_for",
+                "watched",
+                "pausing",
+                "result",
+                "forked_from",
+                "forks",
+                "dependencies",
+                "dependents",
+                "events",
+                "unique_key",
+                "limited",
+                "concurrency_key",
+                "rate_key",
+                "starts",
             },
         ),
+        (Dependency, {"id", "job", "on", "mode", "on_failure", "state"}),
+        (JobEvent, {"id", "job", "name", "payload", "sent", "taken"}),
+        (Limit, {"name", "concurrency_key", "rate_key"}),
+        (Queue, {"name", "paused"}),
+        (Start, {"id", "name", "key", "admitted", "at", "job", "attempt"}),
         (
             Attempt,
             {
@@ -171,14 +218,26 @@ def test_what_jobs_and_their_managers_can_do() -> None:
     assert methods(Job) == {
         "save",
         "prepare",
+        "made",
         "place",
         "checkpoint",
         "set_progress",
         "wait",
         "get_queue_depths",
+        "enter",
+        "depends_on",
+        "depends_mode",
+        "on_dependency_failure",
+        "retry",
+        "fork",
+        "explain",
+        "cancel",
+        "pause",
+        "resume",
+        "send",
     }
     assert methods(Attempt) == {"duration"}
-    assert methods(Worker) == set()
+    assert methods(Worker) == methods(Dependency) == methods(JobEvent) == set()
     assert methods(JobQuerySet) == {"update", "waiting", "claimable", "bulk_create"}
     assert methods(JobManager) == {"to_process", "get_ready_or_none", "delete_old"}
     assert isinstance(Job.objects, JobManager)
@@ -206,9 +265,12 @@ def test_settings() -> None:
 
 
 COMMANDS: dict[str, set[str]] = {
+    "check_jobs": {"--json"},
     "create_job": {"name", "--workspace", "--queue", "--priority", "--run_after", "--run-after"},
     "delete_old_jobs": {"--hours"},
     "job_graph": {"name", "--format", "--output"},
+    "jobs": set(),
+    "queues": set(),
     "queue_depth": {"queue_name", "--exclude_future_jobs", "--exclude-future-jobs"},
     "worker": {
         "queue_name",
@@ -242,12 +304,44 @@ def test_commands() -> None:
     assert {module.name for module in pkgutil.iter_modules(folder)} == set(COMMANDS)
 
 
+# What each verb of such a command takes.
+WHICH = {"id", "--state", "--states", "--name", "--queue", "--yes"}
+VERBS: dict[str, dict[str, set[str]]] = {
+    "jobs": {
+        "list": {"--state", "--states", "--name", "--queue", "--limit", "--json"},
+        "show": {"id", "--workspace", "--json"},
+        "explain": {"id", "--json"},
+        "retry": {*WHICH, "--from"},
+        "cancel": WHICH,
+        "pause": WHICH,
+        "resume": WHICH,
+        "fork": {"id", "--from", "--workspace"},
+        "send": {"id", "event", "payload"},
+    },
+    "queues": {"list": {"--json"}, "pause": {"names"}, "resume": {"names"}},
+}
+
+
+def words(parser: ArgumentParser) -> set[str]:
+    return {
+        word
+        for action in parser._actions
+        if not isinstance(action, _SubParsersAction)
+        for word in action.option_strings or [action.dest]
+    }
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_arguments_of_commands(name: str) -> None:
-    def arguments(command: Any) -> set[str]:
-        actions = command.create_parser("manage.py", name)._actions
-        return {word for action in actions for word in action.option_strings or [action.dest]}
-
     command = load_command_class("django_dbq", name)
-    base = type("Command", (type(command).__mro__[1],), {"add_arguments": lambda *args: None})
-    assert arguments(command) - arguments(base()) == COMMANDS[name]
+    base: Any = type("Command", (type(command).__mro__[1],), {"add_arguments": lambda *args: None})
+    common = words(base().create_parser("manage.py", name))
+    parser = command.create_parser("manage.py", name)
+    assert words(parser) - common == COMMANDS[name]
+    verbs = {
+        verb: words(of_verb) - common
+        for action in parser._actions
+        if isinstance(action, _SubParsersAction)
+        for verb, of_verb in action.choices.items()
+    }
+    assert verbs == VERBS.get(name, {})

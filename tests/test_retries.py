@@ -9,7 +9,7 @@ import pytest
 from django.utils import timezone
 
 from django_dbq import Abort, Retry, runner
-from django_dbq.models import Attempt, Job
+from django_dbq.models import Attempt, Job, QueuePlace
 from django_dbq.outcomes import Exhausted, TimedOut
 from django_dbq.storage import Queues
 from django_dbq.testing import drain
@@ -202,7 +202,7 @@ def test_the_delay_counts_from_the_clock(declare: Declare, does: Does) -> None:
     assert (execution.started, execution.finished) == (START, START + 2 * HOUR)
     then = START + HOUR + datetime.timedelta(seconds=100)
     assert execution.decision.run_after == then
-    assert execution.moved_to == ("default", 0, then)
+    assert execution.moved_to == QueuePlace("default", 0, then)
 
 
 def test_without_a_delay_the_job_keeps_its_place(declare: Declare, does: Does) -> None:

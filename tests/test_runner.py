@@ -263,10 +263,10 @@ def test_a_path_that_does_not_import_counts_as_what_stands_there(
 
 def test_the_place_tells_two_equal_paths_apart(settings: Any) -> None:
     first = claimed(settings, "one", "two", "one")
-    assert run(first).decision.next_step == Step(1, "tests.jobs.two")
+    assert run(first).decision.next_step == Step(1, "tests.jobs.two", "two")
     last = claimed(settings, "one", "two", "one", at=2)
     execution = run(last)
-    assert execution.step == Step(2, "tests.jobs.one")
+    assert execution.step == Step(2, "tests.jobs.one", "one")
     assert execution.decision.next_step is None
 
 
@@ -274,7 +274,7 @@ def test_a_step_that_has_moved_is_found_by_its_path(settings: Any) -> None:
     job = claimed(settings, "one", "two", at=1)
     settings.JOBS = {"feed": ["tests.jobs.three", "tests.jobs.one", "tests.jobs.two"]}
     execution = run(job)
-    assert execution.step == Step(2, "tests.jobs.two")
+    assert execution.step == Step(2, "tests.jobs.two", "two")
     assert execution.decision.state == "COMPLETE"
 
 

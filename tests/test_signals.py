@@ -65,7 +65,7 @@ Sent = list[tuple[str, dict[str, Any]]]
 def test_a_job_from_its_creation_to_its_end(sent: Sent) -> None:
     job = Job.objects.create(name="feed")
     drain()
-    one, two = Step(0, "tests.jobs.one"), Step(1, "tests.jobs.two")
+    one, two = Step(0, "tests.jobs.one", "one"), Step(1, "tests.jobs.two", "two")
     done = {"outcome": "succeeded", "error": None}
     expected: Sent = [
         ("job_created", {}),
@@ -84,7 +84,8 @@ def test_a_job_that_fails(sent: Sent) -> None:
     drain()
     assert [name for name, _ in sent] == list(NAMES)
     finished = sent[2][1]
-    assert (finished["outcome"], finished["step"]) == ("failed", Step(0, "tests.jobs.fail"))
+    assert finished["outcome"] == "failed"
+    assert finished["step"] == Step(0, "tests.jobs.fail", "fail")
     assert isinstance(finished["error"], Boom)
     assert sent[3][1]["job"] == job
     assert sent[3][1]["job"].state == "FAILED"

@@ -1,4 +1,4 @@
-"""``drain``: the queue emptied within a test, in this thread and in order."""
+"""Helpers for tests: the queue emptied in this thread, time that passes, one step on its own, what was enqueued."""
 
 import datetime
 import threading
@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.db.models.signals import post_save
 from django.test import TestCase, override_settings
 from django.utils import timezone
 
 from django_dbq.models import Attempt, Job, Worker
-from django_dbq.testing import drain
+from django_dbq.signals import job_created
+from django_dbq.testing import advance, assert_enqueued, drain, run_step
 from tests.jobs import Boom, ran
 
 
@@ -41,6 +43,17 @@ def test_drain_runs_the_queues_it_is_given_or_all(queues: tuple[str, ...], tasks
         Job.objects.create(name="one", queue_name=queue)
     assert drain(*queues) == tasks
     assert Job.objects.filter(state="COMPLETE").count() == tasks
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("queues", [(["a", "b"],), (None,), ("a", ("b",))])
+def test_drain_takes_names_and_no_lists_of_them(queues: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        drain(*queues)
+    assert str(caught.value) == (
+        f'drain takes names of queues, one by one, drain("a", "b") say, not {queues[-1]!r}'
+    )
+    assert not Worker.objects.exists()
 
 
 @pytest.mark.django_db
@@ -154,3 +167,190 @@ class DrainInATestCase(TestCase):
         job = Job.objects.create(name="fails")
         drain()
         assert Boom.__name__ in job.attempts.get().error
+
+
+# -- advance --
+
+LONG = {
+    "sleepy": {"tasks": ["tests.jobs.one", {"sleep": 3600}, "tests.jobs.two"]},
+    "patient": {"tasks": [{"wait_for": "word", "timeout": 60}, "tests.jobs.two"]},
+    "retried": {"tasks": ["tests.jobs.fail"], "retries": 1, "retry_delay": 300},
+    "rated": {"tasks": ["tests.jobs.one"], "rate_limit": "1/h"},
+}
+IN_AND_OUTSIDE = pytest.mark.parametrize(
+    "how", [pytest.param("db", id="TestCase"), pytest.param("transactional_db", id="transaction")]
+)
+
+
+def minutes(count: float) -> datetime.timedelta:
+    return datetime.timedelta(minutes=count)
+
+
+def state(job: Job) -> str:
+    job.refresh_from_db()
+    return str(job.state)
+
+
+@IN_AND_OUTSIDE
+def test_what_sleeps_wakes_when_enough_time_has_passed(
+    settings: Any, how: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(how)
+    settings.JOBS = LONG
+    job = Job.objects.create(name="sleepy")
+    assert drain() == 2
+    advance(minutes(59))
+    assert drain() == 0
+    assert state(job) == "READY"
+    advance(minutes(1))
+    assert drain() == 2
+    assert state(job) == "COMPLETE"
+
+
+@IN_AND_OUTSIDE
+def test_waits_retries_and_rates_come_to_their_end(
+    settings: Any, how: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(how)
+    settings.JOBS = LONG
+    patient, retried = (Job.objects.create(name=name) for name in ("patient", "retried"))
+    rated = [Job.objects.create(name="rated") for _ in range(2)]
+    drain()
+    assert (state(patient), state(retried)) == ("WAITING", "READY")
+    assert sorted(map(state, rated)) == ["COMPLETE", "NEW"]
+    advance(minutes(1))
+    drain()
+    assert (state(patient), state(retried)) == ("FAILED", "READY")
+    advance(minutes(4))
+    drain()
+    assert state(retried) == "FAILED"
+    assert retried.attempts.count() == 2
+    advance(minutes(55))
+    drain()
+    assert {state(job) for job in rated} == {"COMPLETE"}
+
+
+# -- run_step --
+
+
+@IN_AND_OUTSIDE
+@pytest.mark.parametrize("step", [1, "two", "tests.jobs.two"])
+def test_one_step_is_run_on_its_own(how: str, step: Any, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(how)
+    other = Job.objects.create(name="feed")
+    job = run_step("feed", step, {"key": 1}, priority=-3, queue_name="slow")
+    assert (job.state, job.workspace["key"], ran(job)) == ("COMPLETE", 1, ["two"])
+    assert (job.priority, job.queue_name) == (-3, "slow")
+    assert job.attempts.get().outcome == "succeeded"
+    job = run_step("feed", 0)
+    assert (job.state, job.next_task, ran(job)) == ("READY", "tests.jobs.two", ["one"])
+    assert state(other) == "NEW"
+
+
+@pytest.mark.django_db
+def test_what_it_fails_with_is_raised() -> None:
+    with pytest.raises(Boom):
+        run_step("fails", 0)
+    assert Job.objects.get().state == "FAILED"
+    with pytest.raises(LookupError, match="no step 'one'"):
+        run_step("fails", "one")
+
+
+UNIQUE = {"tasks": ["tests.jobs.one", "tests.jobs.two"], "unique": True}
+
+
+@IN_AND_OUTSIDE
+@pytest.mark.parametrize("conflict", ["return", "raise", "replace"])
+def test_a_step_of_a_unique_job_is_run_by_a_job_of_its_own(
+    settings: Any, how: str, conflict: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(how)
+    settings.JOBS = {"it": {**UNIQUE, "unique_conflict": conflict}}
+    Job.objects.create(name="it", workspace={"a": 1}, priority=3)
+    (before,) = Job.objects.values()
+    job, again = (run_step("it", 0, {"a": 1}, priority=5) for _ in range(2))
+    for ran_one in (job, again):
+        assert (ran_one.state, ran_one.step, ran_one.priority) == ("READY", 1, 5)
+        assert ran(ran_one) == ["one"]
+    assert len({before["id"], job.pk, again.pk}) == 3
+    assert Job.objects.filter(pk=before["id"]).values().get() == before
+    assert drain() == 4
+    assert Job.objects.filter(state="COMPLETE").count() == 3
+
+
+@pytest.mark.django_db
+def test_the_job_of_a_step_is_created_as_any_other() -> None:
+    told: list[Any] = []
+
+    def tell(sender: Any, **kwargs: Any) -> None:
+        told.append(kwargs.get("job") or (kwargs["instance"], kwargs["created"]))
+
+    post_save.connect(tell, sender=Job)
+    job_created.connect(tell)
+    try:
+        job = run_step("one", 0)
+    finally:
+        post_save.disconnect(tell, sender=Job)
+        job_created.disconnect(tell)
+    assert told == [(job, True), job]
+
+
+# -- assert_enqueued --
+
+
+@pytest.mark.django_db
+def test_what_was_enqueued_is_found() -> None:
+    first = Job.objects.create(name="feed", workspace={"a": 1, "b": 2})
+    second = Job.objects.create(name="feed", workspace={"a": 1}, queue_name="slow")
+    assert assert_enqueued("feed") == [first, second]
+    assert assert_enqueued("feed", {"a": 1, "b": 2}) == [first]
+    assert assert_enqueued("feed", {"a": 1}, count=2) == [first, second]
+    assert assert_enqueued("feed", queue_name="slow", count=1) == [second]
+    assert assert_enqueued("one", count=0) == []
+
+
+@pytest.mark.django_db
+def test_what_was_not_is_told_with_what_there_is() -> None:
+    Job.objects.create(name="feed", workspace={"a": 1})
+    with pytest.raises(AssertionError) as caught:
+        assert_enqueued("feed", {"a": 2}, queue_name="slow")
+    assert str(caught.value) == (
+        "Expected at least one job 'feed' with {'workspace': {'a': 2}, 'queue_name': 'slow'}, found 0. "
+        "Not ended of this name: NEW {'a': 1}."
+    )
+    with pytest.raises(
+        AssertionError, match=r"Expected 2 jobs 'one' with anything, found 0.*: none"
+    ):
+        assert_enqueued("one", count=2)
+    drain()
+    with pytest.raises(AssertionError):
+        assert_enqueued("feed")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "step",
+    [
+        [{"task": "tests.jobs.one", "queue": "slow"}, {"task": "tests.jobs.two", "queue": "slow"}],
+        {"map": "tests.jobs.one", "over": "cats", "queue": "slow"},
+    ],
+    ids=["group", "map"],
+)
+def test_members_count_only_where_they_are_asked_for(settings: Any, step: Any) -> None:
+    settings.JOBS = {"it": [step]}
+    jobs = [Job.objects.create(name="it", workspace={"cats": [1, 2]}) for _ in range(2)]
+    drain("default")
+    assert Job.objects.count() == 6
+    assert assert_enqueued("it", count=2) == jobs
+    with pytest.raises(AssertionError) as caught:
+        assert_enqueued("it", queue_name="slow")
+    said = "WAITING {'cats': [1, 2]}"
+    assert str(caught.value).endswith(f"found 0. Not ended of this name: {said}; {said}.")
+    for job in jobs:
+        for asked in ({"parent": job}, {"parent_id": job.pk}, {"parent__in": [job]}):
+            found = assert_enqueued("it", count=2, **asked)
+            assert {member.parent_id for member in found} == {job.pk}
+    assert len(assert_enqueued("it", count=4, parent__isnull=False)) == 4
+    assert len(assert_enqueued("it", count=4, parent_id__isnull=False)) == 4
+    with pytest.raises(AssertionError, match=r"found 4\. Not ended of this name: WAITING .*; NEW "):
+        assert_enqueued("it", count=1, parent__isnull=False)

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from .. import conf
-from ..models import Job, Worker, is_due
+from ..models import Job, Worker, may_be_due
 from ..outcomes import AttemptOutcome, TimedOut, Tries, decide_failure, decide_lost
 from ..pipelines import Step
 from ..states import State
@@ -139,10 +139,15 @@ def _return(storage: Storage, jobs: Sequence[Job], now: datetime.datetime) -> No
     groups: dict[tuple[State, int], list[UUID]] = defaultdict(list)
     for job in jobs:
         state = State.READY if job.step or job.attempt > 1 else State.NEW
-        groups[state, job.attempt - 1].append(job.pk)
+        groups[State.PAUSED if job.pausing else state, job.attempt - 1].append(job.pk)
     for (state, attempt), keys in groups.items():
         storage.jobs.filter(pk__in=keys).update(
-            state=state, attempt=attempt, worker_id=None, modified=now
+            state=state,
+            attempt=attempt,
+            worker_id=None,
+            modified=now,
+            due=may_be_due(True),
+            pausing=False,
         )
 
 
@@ -174,11 +179,12 @@ def _lose(
             decision = decide_lost(step, tries)
             report = f"The worker {worker} was lost while it ran this task. {reason}"
             _record(storage, job, worker.label, decision.outcome, job.modified, now, report)
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"due": may_be_due(True)}
         if decision.run_after is not None:
-            values = {"run_after": decision.run_after, "due": is_due(decision.run_after)}
+            values = {"run_after": decision.run_after}  # which sets `due` as well
         storage.jobs.filter(pk=job.pk).update(
-            state=decision.state,
+            state=State.PAUSED if job.pausing else decision.state,
+            pausing=False,
             failures=decision.failures,
             lost=decision.lost,
             worker_id=None,
@@ -195,7 +201,8 @@ def _lose(
 def _step(job: Job) -> Step:
     """The step that a job stands at, with the policy of the settings if they know it."""
     pipeline = conf.catalogue().get(job.name)
-    step = pipeline.locate(job.step, job.next_task) if pipeline else None
+    member = job.parent_id is not None
+    step = pipeline.locate(job.step, job.next_task, member) if pipeline else None
     return step or Step(job.step, job.next_task)
 
 

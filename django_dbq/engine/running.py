@@ -2,15 +2,17 @@
 
 import datetime
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from django.db import DatabaseError
+from django.db.models import Q
 
-from .. import conf, signals, workspaces
-from ..models import Job, Worker
+from .. import conf, limits, members, signals, workspaces
+from ..models import Job, JobEvent, Worker
 from ..outcomes import AttemptOutcome, fail
-from ..states import Event, target
+from ..states import UNFINISHED, Event, target
 from ..storage import Execution, Position, Queues, Storage, Suspects, storage_for
 from .creation import wake
 
@@ -63,7 +65,36 @@ def claim(
     """
     known = conf.configuration().known_steps
     storage = storage_for(using)
-    return storage.claim(worker.pk, queues, limit, now, known, pass_began, position, suspects)
+    jobs = storage.claim(worker.pk, queues, limit, now, known, pass_began, position, suspects)
+    try:
+        limits.note_starts(jobs, using, storage.clock)
+    except DatabaseError:
+        # They are claimed all the same. The next admission notes it.
+        logger.warning("Starts not noted: worker=%s", worker, exc_info=True)
+    return jobs
+
+
+def admit(queues: Queues, room: int, now: datetime.datetime, using: str) -> limits.Admission:
+    """Let jobs that are under a limit into the claim, as far as their limits allow and up to ``room`` of each name."""
+    if not conf.configuration().limited:
+        return limits.Admission()
+    storage = storage_for(using)
+    count, wait, full = 0, math.inf, False
+    served = storage.serving(queues)
+    if paused := list(storage.paused.values_list("name", flat=True)):
+        served &= ~Q(queue_name__in=paused)
+    # What no worker can run takes no slot.
+    able = served & Q(stands_at__in=conf.configuration().known_steps)
+    limited = storage.limited.alias(stands_at=storage.stands_at)
+    for pipeline in conf.configuration().limited:
+        if not limits.parked(pipeline.name, storage.limited.filter(served), now).exists():
+            continue
+        with storage.write(), storage.looking_up():
+            admission = limits.admit(pipeline, limited, able, room, now, storage.clock)
+        count += admission.count
+        full |= admission.full
+        wait = min(wait, math.inf if admission.wait is None else admission.wait)
+    return limits.Admission(count, wait if wait < math.inf else None, full and not count)
 
 
 def finish(
@@ -90,17 +121,24 @@ def finish(
     if not executions:
         return []
     storage = storage_for(using)
+    won: set[UUID] = set()
+    written: list[Execution] = []
     try:
-        won = _write(storage, worker, executions, now)
+        _write(storage, worker, executions, now, won)
     except (DatabaseError, ValueError) as error:
         if within or not storage.is_refusal(error):
+            for e in executions:  # what has been written is known again when this is tried again
+                e.in_doubt = e.in_doubt or e.job.pk in won
             raise
         if len(executions) > 1:
-            return [e for one in executions for e in finish(worker, [one], now, using)]
-        logger.exception("Outcome refused by the database: job=%s", executions[0].job.pk)
-        _refuse(executions[0], error)
-        won = _write(storage, worker, executions, now)
-    written = []
+            rest = [e for e in executions if e.job.pk not in won]
+            executions = [e for e in executions if e.job.pk in won]
+            written = [e for one in rest for e in finish(worker, [one], now, using)]
+        else:
+            logger.exception("Outcome refused: job=%s", executions[0].job.pk)
+            _refuse(executions[0], error)
+            _write(storage, worker, executions, now, won)
+    told = len(written)
     for execution in executions:
         job = execution.job
         if job.pk not in won:
@@ -114,13 +152,14 @@ def finish(
             continue
         written.append(execution)
         job.state, job.modified = execution.decision.state, now
+        job.round = execution.round
         job.next_task, job.step = execution.next_task, execution.next_place
         job.finished, job.claimed_from = execution.job_finished, None
         job.failures, job.lost = execution.decision.failures, execution.decision.lost
         if execution.moved_to is not None:
             job.run_after = execution.moved_to.run_after
     if not within:
-        announce(written, using)
+        announce(written[told:], using)
     return written
 
 
@@ -128,27 +167,97 @@ def announce(executions: Sequence[Execution], using: str) -> None:
     """Tell of outcomes that have been written, and wake the workers for jobs that go on."""
     for execution in executions:
         _tell(execution)
-    wake({e.job.queue_name for e in executions if e.job.finished is None}, using)
+    wake({e.job.queue_name for e in executions if e.job.finished is None or e.job.limited}, using)
 
 
 def _write(
-    storage: Storage, worker: Worker, executions: Sequence[Execution], now: datetime.datetime
+    storage: Storage,
+    worker: Worker,
+    executions: Sequence[Execution],
+    now: datetime.datetime,
+    won: set[UUID],
+) -> None:
+    """Adds those that are written to ``won``, also before it raises."""
+    executions = sorted(executions, key=lambda e: e.job.pk)  # rows are locked in this order
+    alone = [e for e in executions if not e.concerns_others]
+    others = [e for e in executions if e.concerns_others]
+    if alone:
+        won |= _record(storage, worker, alone, now, watched=False)
+        # Somebody may have begun to watch a job after it was claimed.
+        for e in alone:
+            if e.job.pk not in won:
+                e.job.watched = True
+                others.append(e)
+    if others:
+        with storage.write():
+            ended = [e.job for e in others if e.job_finished is not None]
+            # Before their members.
+            members.lock({job.parent_id for job in ended if job.parent_id}, storage.alias)
+            told: set[UUID] = set()
+            if unwatched := [e for e in others if not e.job.watched]:
+                told = _record(storage, worker, unwatched, now, watched=False)
+                for e in unwatched:
+                    e.job.watched = e.job.pk not in told
+            if watched := [e for e in others if e.job.watched]:
+                told |= _record(storage, worker, watched, now, watched=True)
+            queues = _see_to_others([e for e in others if e.job.pk in told], now, storage)
+        won |= told
+        wake(queues, storage.alias)
+    # Where the answer to an earlier try got lost, its commit may not have been.
+    lost = (e for e in executions if e.in_doubt and e.job.pk not in won)
+    won |= {e.job.pk for e in lost if is_recorded(e, storage.alias)}
+
+
+def _record(
+    storage: Storage,
+    worker: Worker,
+    executions: Sequence[Execution],
+    now: datetime.datetime,
+    watched: bool,
 ) -> set[UUID]:
     overdue = [e for e in executions if e.outcome is AttemptOutcome.TIMED_OUT]
     if not overdue:
-        won = storage.finish(worker, executions, now)
-    else:
-        with storage.write():
-            won = storage.finish(worker, executions, now)
-            for e in overdue:
-                if (
-                    e.job.pk in won
-                ):  # what was recorded before the task was stopped has become complete
-                    rows = storage.attempts.filter(job=e.job, number=e.attempt).order_by("-pk")
-                    storage.attempts.filter(pk__in=[row.pk for row in rows[1:]]).delete()
-    # Where the answer to an earlier try got lost, its commit may not have been.
-    lost = (e for e in executions if e.in_doubt and e.job.pk not in won)
-    return won | {e.job.pk for e in lost if is_recorded(e, storage.alias)}
+        return storage.finish(worker, executions, now, watched)
+    with storage.write():
+        won = storage.finish(worker, executions, now, watched)
+        for e in overdue:
+            if e.job.pk in won:  # what was recorded before the task was stopped is complete now
+                rows = storage.attempts.filter(job=e.job, number=e.attempt).order_by("-pk")
+                storage.attempts.filter(pk__in=[row.pk for row in rows[1:]]).delete()
+    return won
+
+
+def _see_to_others(
+    executions: Sequence[Execution], now: datetime.datetime, storage: Storage
+) -> set[str]:
+    """What outcomes that have just been written mean to other jobs; returns the queues in which something can be
+    claimed now.
+    """
+    using = storage.alias
+    queues: set[str] = set()
+    for e in executions:
+        if e.takes is not None:
+            JobEvent.objects.using(using).filter(pk=e.takes).update(taken=e.attempt)
+        if e.opens is not None:
+            queues |= members.begin(e.job, e.opens, now, using, storage.insert)
+    ended = [
+        members.Ended(
+            e.job.pk, e.decision.state, e.job.parent_id, e.job.parent_round, e.job.watched
+        )
+        for e in executions
+        if e.job_finished is not None
+    ]
+    if ended:
+        queues |= members.settle(ended, now, using)
+    # What was asked of them after their claim, which has them watched.
+    asked = [e.job.pk for e in executions if e.job.watched]
+    pausing = storage.jobs.filter(pk__in=asked, pausing=True).order_by()
+    for key, state in list(pausing.values_list("pk", "state")):
+        if state in UNFINISHED:
+            members.pause([key], now, using)
+        else:
+            storage.jobs.filter(pk=key).update(pausing=False)
+    return queues
 
 
 def is_recorded(execution: Execution, using: str) -> bool:
@@ -185,11 +294,10 @@ def _tell(execution: Execution) -> None:
 
 def _refuse(execution: Execution, error: Exception) -> None:
     """Make a bare failure of an outcome that the database does not take; the workspace stays as it was."""
-    execution.report = (
-        f"The database refused the outcome of this step: {type(error).__name__}: {error}"
-    )
+    execution.report = f"The outcome of this step was refused: {type(error).__name__}: {error}"
     execution.decision = fail(execution.step, error)
-    execution.workspace = execution.moved_to = None
+    execution.workspace = execution.moved_to = execution.result = None
+    execution.opens = execution.takes = execution.round = None
     execution.job.progress_told = False
 
 

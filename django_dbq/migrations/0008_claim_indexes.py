@@ -8,7 +8,7 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.state import StateApps
 from django.utils import timezone
 
-from django_dbq.models import PartialIndex
+from django_dbq.indexes import PartialIndex
 
 from ._operations import AddIndexOnline
 

@@ -2,7 +2,7 @@
 
 from django.db import migrations, models
 
-from django_dbq.models import PartialIndex
+from django_dbq.indexes import PartialIndex
 
 from ._operations import AddIndexOnline
 

@@ -31,6 +31,25 @@ class AddIndexOnline(migrations.AddIndex):
             editor.add_index(model, self.index, concurrently=True)
 
 
+class RemoveIndexOnline(migrations.RemoveIndex):
+    """Drops the index without waiting for, or stopping, anybody who uses it, where the database can (PostgreSQL)."""
+
+    def database_forwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        if not hasattr(schema_editor, "sql_create_index_concurrently"):
+            super().database_forwards(app_label, schema_editor, from_state, to_state)
+            return
+        model = from_state.apps.get_model(app_label, self.model_name)
+        editor: Any = schema_editor
+        if self.allow_migrate_model(editor.connection.alias, model):
+            editor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {editor.quote_name(self.name)}")
+
+
 class AddCheckOnline(migrations.AddConstraint):
     """Adds a check without reading the rows that are there, where the database can (PostgreSQL): it holds from
     now on.

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +11,15 @@ from typing import Any
 from uuid import UUID
 
 from django.db import DataError, IntegrityError, connections, transaction
-from django.db.models import Exists, Expression, F, Min, OuterRef, Q, QuerySet, Value
+from django.db.models import Case, Exists, Expression, F, Min, OuterRef, Q, QuerySet, Value, When
 from django.db.models.functions import Concat, Now
 
 from .. import workspaces
-from ..models import Attempt, Job, JobQuerySet, QueuePlace, Worker
+from ..members import Opening
+from ..models import Attempt, Job, JobQuerySet, Queue, QueuePlace, Worker, may_be_due
 from ..outcomes import AttemptOutcome, Decision
 from ..pipelines import Step
-from ..states import CLAIMABLE, FINISHED, HELD, Event, State, sources, target
+from ..states import CLAIMABLE, FINISHED, HELD, UNFINISHED, Event, State, sources, target
 
 PEEK = 1000  # rows that one housekeeping statement touches at most
 
@@ -47,17 +49,19 @@ class Suspects(Enum):
 
 @dataclass(slots=True)
 class Position:
-    """Where a worker's claims have got to: per queue, priority and creation of the first job of its last claim.
+    """Where a worker's claims have got to: per queue, the priority, urgency and creation of its last claim's first job.
 
     A claim may start there instead of at the head of the backlog. That spares it the dead entries before, which pile
     up while somebody holds an old snapshot; jobs that have come in further ahead wait until the position is forgotten.
     """
 
-    heads: dict[str, tuple[int, datetime.datetime]] = field(default_factory=dict)
+    heads: dict[str, tuple[int, int, datetime.datetime]] = field(default_factory=dict)
 
     def remember(self, jobs: Sequence[Job]) -> None:
         """Take the position of a claim, whose jobs are in order; jobs of it that come back are not before it."""
-        self.heads = {job.queue_name: (job.priority, job.created) for job in reversed(jobs)}
+        self.heads = {
+            job.queue_name: (job.priority, job.urgency, job.created) for job in reversed(jobs)
+        }
 
     def forget(self) -> None:
         self.heads = {}
@@ -94,6 +98,10 @@ class Execution:
     report: str = ""  # the error's traceback as text
     workspace: str | None = None  # as JSON text; None if it is as it was
     moved_to: QueuePlace | None = None  # None if queue, priority and run_after are as they were
+    opens: Opening | None = None  # what the job waits for from now on
+    takes: int | None = None  # the event that it has waited for
+    round: int | None = None  # of the job from now on
+    result: str | None = None  # as JSON text; None leaves it as it is
     attempt: int = field(init=False)  # the fence, with the worker
     in_doubt: bool = False  # it may have been written: the connection broke before the answer came
 
@@ -116,6 +124,13 @@ class Execution:
     @property
     def next_task(self) -> str:
         return self.decision.next_step.path if self.decision.next_step else ""
+
+    @property
+    def concerns_others(self) -> bool:
+        """Whether more than this job is written in the transaction of its outcome, as far as that is known here."""
+        if self.opens is not None or self.takes is not None or self.job.watched:
+            return True
+        return self.job.parent_id is not None and self.decision.state in FINISHED
 
     @property
     def job_finished(self) -> datetime.datetime | None:
@@ -150,9 +165,16 @@ class Storage:
     def workers(self) -> "QuerySet[Worker]":
         return Worker.objects.using(self.alias)
 
+    @property
+    def paused(self) -> "QuerySet[Queue]":
+        """The queues that are paused."""
+        return Queue.objects.using(self.alias).filter(paused__isnull=False)
+
     # -- what a database may do better --
 
     clock: Expression = Now()  # the database's time, which no time zone or daylight saving moves
+    # What `known_steps` are compared with.
+    stands_at: Expression = Concat("name", Value(" "), "next_task")
     shareable = True  # other threads and processes can open the same database
 
     def is_refusal(self, error: Exception) -> bool:
@@ -166,6 +188,10 @@ class Storage:
     def write(self) -> contextlib.AbstractContextManager[Any]:
         """A transaction that reads before it writes, without being overtaken."""
         return transaction.atomic(using=self.alias)
+
+    def looking_up(self) -> contextlib.AbstractContextManager[Any]:
+        """Within, rows are found through indexes, one after the other, also where it seems quicker to read all."""
+        return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def announcing(self, job: Job) -> Iterator[list[str]]:
@@ -192,11 +218,21 @@ class Storage:
         """Jobs that wait for a step, as one of the two partial indexes holds them: those that are due, or the
         future ones.
         """
-        return self.jobs.waiting().filter(due=due)
+        jobs = self.jobs.waiting().filter(due=due)
+        return jobs if due else jobs.filter(limited=False)
+
+    @property
+    def limited(self) -> JobQuerySet:
+        """Jobs that are under a limit and wait for it or are held, as the partial index has them."""
+        return self.jobs.filter(limited=True, state__in=[*CLAIMABLE, *HELD])
 
     def held(self) -> JobQuerySet:
         """Jobs that some worker holds, as the partial index has them."""
         return self.jobs.filter(state__in=HELD)
+
+    def unfinished(self, unique_keys: Iterable[str]) -> JobQuerySet:
+        """The unfinished jobs with these keys, by the index of `unique`."""
+        return self.jobs.filter(unique_key__in=list(unique_keys), state__in=UNFINISHED).order_by()
 
     # -- creation --
 
@@ -261,7 +297,7 @@ class Storage:
         queryset = (
             self.waiting(due=True)
             .claimable(now)
-            .alias(stands_at=Concat("name", Value(" "), "next_task"))
+            .alias(stands_at=self.stands_at)
             .filter(stands_at__in=known_steps)
         )
         if pass_began is not None:
@@ -274,39 +310,64 @@ class Storage:
         raise NotImplementedError
 
     def finish(
-        self, worker: Worker, executions: Sequence[Execution], now: datetime.datetime
+        self,
+        worker: Worker,
+        executions: Sequence[Execution],
+        now: datetime.datetime,
+        watched: bool = True,
     ) -> set[UUID]:
-        """Write outcomes and attempts where the fence (worker and attempt number) still holds; returns those jobs."""
+        """Write outcomes and attempts where the fence (worker and attempt number) still holds; returns those jobs.
+
+        Args:
+            watched: also of jobs whose outcome concerns others: the caller sees to those in the same transaction.
+        """
         with self.write():
+            ours = self.jobs.filter(worker_id=worker.pk, state__in=HELD)
+            if not watched:
+                ours = ours.filter(watched=False)
             fence = dict(
-                self.jobs.select_for_update()
-                .filter(pk__in=[e.job.pk for e in executions], worker_id=worker.pk, state__in=HELD)
+                ours.select_for_update()
+                .filter(pk__in=[e.job.pk for e in executions])
+                .order_by("pk")
                 .values_list("pk", "attempt")
             )
             won = [e for e in executions if fence.get(e.job.pk) == e.attempt]
             alike: dict[tuple[Any, ...], list[Execution]] = defaultdict(list)
             for e in won:
                 # A changed workspace is its row's own; rows that are set to the same values share one statement.
-                own = e.job.pk if e.workspace is not None else None
+                own = e.job.pk if e.workspace is not None or e.result is not None else None
                 told = (e.job.progress, e.job.progress_message) if e.job.progress_told else None
                 decision = e.decision
                 alike[
                     (decision.state, e.next_task, e.next_place, e.job_finished),
-                    (decision.failures, decision.lost, e.moved_to, told, own),
+                    (
+                        decision.failures,
+                        decision.lost,
+                        e.moved_to,
+                        told,
+                        own,
+                        e.round,
+                        e.job.limited,
+                    ),
                 ].append(e)
-            for (stands, (failures, lost, moved_to, told, own)), group in alike.items():
+            for (stands, (failures, lost, moved_to, told, _, number, _)), group in alike.items():
                 values: dict[str, Any] = dict(
                     zip(("state", "next_task", "step", "finished"), stands, strict=True),
                     failures=failures,
                     lost=lost,
                     modified=now,
+                    round=number,
                 )
                 if told is not None:
                     values["progress"], values["progress_message"] = told
                 if moved_to is not None:
                     values.update(moved_to._asdict())
-                if own is not None:
+                if any(e.job.limited for e in group):
+                    values["due"] = False  # until it is let in again
+                if group[0].workspace is not None:
                     values["workspace"] = workspaces.load(group[0].workspace)
+                if group[0].result is not None:
+                    values["result"] = json.loads(group[0].result)
                 self.jobs.filter(pk__in=[e.job.pk for e in group]).update(**values)
             self.attempts.bulk_create(
                 Attempt(
@@ -336,12 +397,22 @@ class Storage:
                         attempt=attempt,
                         worker_id=worker,
                         state__in=sources(Event.HANDED_BACK),
-                    ).update(state=state, worker_id=None, modified=now, attempt=attempt - 1)
+                    ).update(
+                        # Paused if somebody wants that. In this order: MySQL sets one after the other.
+                        state=Case(
+                            When(pausing=True, then=Value(State.PAUSED)), default=Value(state)
+                        ),
+                        pausing=False,
+                        due=may_be_due(True),  # under a limit, it is to be let in again
+                        worker_id=None,
+                        modified=now,
+                        attempt=attempt - 1,
+                    )
         return count
 
     def checkpoint(self, job: Job, now: datetime.datetime) -> bool:
         """Save the workspace of a job that is being run; False if the fence no longer holds."""
-        return bool(self._fenced(job).update(workspace=job.workspace, modified=now))
+        return bool(self._fenced(job).update(workspace=job.workspace))
 
     def save_progress(self, job: Job, now: datetime.datetime) -> bool | None:
         """Save how far a job has come; False if the fence no longer holds.
@@ -354,7 +425,7 @@ class Storage:
                 return False
             unlocked = list(self.unlocked(self._fenced(job)).values_list("pk", flat=True))
             self.jobs.filter(pk__in=unlocked).update(
-                progress=job.progress, progress_message=job.progress_message, modified=now
+                progress=job.progress, progress_message=job.progress_message
             )
         return True if unlocked else None
 
@@ -363,7 +434,7 @@ class Storage:
         with self.write():
             ours = self._fenced(job).filter(worker_id=worker)
             ids = list(self.unlocked(ours).values_list("pk", flat=True))
-            self.jobs.filter(pk__in=ids).update(state=state, modified=now)
+            self.jobs.filter(pk__in=ids).update(state=state)
 
     def _fenced(self, job: Job) -> JobQuerySet:
         return self.jobs.filter(
@@ -417,14 +488,24 @@ class Storage:
         return 0
 
     def next_due(self, queues: Queues, now: datetime.datetime) -> datetime.datetime | None:
-        """When the earliest future job of these queues is due, or None."""
-        future = self.serving(queues, self.waiting(due=False))
-        return future.aggregate(first=Min("run_after"))["first"]  # type: ignore[no-any-return]
+        """When the earliest future job of these queues is due, or a wait for an event is over, or None."""
+        timers = self.jobs.filter(state=State.WAITING, round__isnull=False, run_after__gt=now)
+        ahead = [
+            jobs.filter(self.serving(queues)).aggregate(first=Min("run_after"))["first"]
+            for jobs in (self.waiting(due=False), timers)
+        ]
+        return min(filter(None, ahead), default=None)
 
-    def serving(self, queues: Queues, jobs: JobQuerySet) -> JobQuerySet:
-        """Those of ``jobs`` that are in these queues."""
+    def serving(self, queues: Queues) -> Q:
+        """Which jobs are in these queues."""
         named = Q(queue_name__in=queues.names)
-        return jobs.filter(~named if queues.exclude else named)
+        return ~named if queues.exclude else named
+
+    def open_names(self, queues: Queues) -> Sequence[str]:
+        """Those of the queues, by name, that nobody has paused."""
+        names = self.names(queues)
+        paused = set(self.paused.values_list("name", flat=True))
+        return [name for name in names if name not in paused] if paused else names
 
     def names(self, queues: Queues) -> Sequence[str]:
         """The queues by name; to exclude some, those that hold claimable jobs are looked up."""

@@ -18,7 +18,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from .. import workspaces
-from ..models import Attempt, Job, QueuePlace, Worker
+from ..models import SELDOM_READ, Attempt, Job, Queue, QueuePlace, Worker, turn
 from ..states import CLAIMABLE, HELD, Event, State, target
 from .base import Execution, Position, Queues, Storage, Suspects
 
@@ -35,18 +35,22 @@ ATTEMPT = Attempt._meta.db_table
 FIELDS = Job._meta.concrete_fields
 COLUMNS = [str(field.column) for field in FIELDS]
 ATTNAMES = [field.attname for field in FIELDS]
-WORKSPACE = ATTNAMES.index("workspace")
+# What a claim reads: the other columns are fetched when somebody asks for them.
+READ = [field for field in FIELDS if field.attname not in SELDOM_READ]
+READ_ATTNAMES = [field.attname for field in READ]
+WORKSPACE, RESULT = ATTNAMES.index("workspace"), ATTNAMES.index("result")
 # The primary key is looked up once more for the update: with ctid instead, a row that moved would be missed.
 CLAIM = f"""
 WITH head AS MATERIALIZED ({{pick}}),
 suspect AS (
-  SELECT id FROM (SELECT id, lost FROM head ORDER BY priority DESC, created LIMIT 1) AS first WHERE lost > 0),
+  SELECT id FROM (SELECT id, lost FROM head ORDER BY priority DESC, urgency DESC, created LIMIT 1) AS first
+  WHERE lost > 0),
 picked AS MATERIALIZED (SELECT * FROM head WHERE {{fit}})
 UPDATE {JOB} AS job
 SET state = '{target(Event.CLAIMED).value}', worker_id = %s, attempt = attempt + 1, modified = %s,
   finished = NULL
 FROM picked WHERE job.id = picked.id
-RETURNING picked.claimed_from, {", ".join("job." + column for column in COLUMNS)}
+RETURNING picked.claimed_from, {", ".join(f"job.{field.column}" for field in READ)}
 """
 # A suspect is taken as the first or not at all, and then alone.
 FIT = {
@@ -54,11 +58,13 @@ FIT = {
     Suspects.AWAITED: "lost = 0 AND NOT EXISTS (SELECT FROM suspect)",
     Suspects.PASSED: "true",  # they are not in the head at all
 }
+# Asked once in a statement: of a constant, it is no condition on the rows.
+PAUSED = f"SELECT name FROM {Queue._meta.db_table} WHERE paused IS NOT NULL"
 PICK = f"""
-SELECT id, state AS claimed_from, priority, created, lost FROM {JOB}
-WHERE queue_name = {{queue}} AND due AND state IN ({_literals(CLAIMABLE)})
+SELECT id, state AS claimed_from, priority, urgency, created, lost FROM {JOB}
+WHERE queue_name = {{queue}} AND {{queue}} <> ALL(ARRAY({PAUSED})) AND due AND state IN ({_literals(CLAIMABLE)})
 AND (run_after IS NULL OR run_after <= %s) AND name || ' ' || next_task = ANY(%s::text[]){{more}}
-ORDER BY priority DESC, created LIMIT {{limit}} FOR UPDATE SKIP LOCKED
+ORDER BY priority DESC, urgency DESC, created LIMIT {{limit}} FOR UPDATE SKIP LOCKED
 """
 ONE_PASS = f"""
 AND created <= %s
@@ -66,13 +72,18 @@ AND NOT EXISTS (SELECT FROM {ATTEMPT} AS run WHERE run.job_id = {JOB}.id AND run
 # Several queues: the head of each, then the best of the heads. What is locked and not taken is free at the end.
 PICK_QUEUES = f"""
 SELECT head.* FROM {{served}} CROSS JOIN LATERAL ({PICK}) AS head
-ORDER BY head.priority DESC, head.created LIMIT {{limit}}
+ORDER BY head.priority DESC, head.urgency DESC, head.created LIMIT {{limit}}
 """
 SERVED = "unnest(%s::text[]) AS served(queue_name)"
 SERVED_FROM = (
-    "unnest(%s::text[], %s::int[], %s::timestamptz[]) AS served(queue_name, priority, created)"
+    "unnest(%s::text[], %s::int[], %s::bigint[], %s::timestamptz[])"
+    " AS served(queue_name, priority, urgency, created)"
 )
-FROM_HEAD = " AND priority = served.priority AND created >= served.created"
+FROM_HEAD = (
+    " AND priority = served.priority AND urgency = served.urgency AND created >= served.created"
+)
+# Each deadline may be one job's own: from there, to the later ones.
+FROM_DEADLINE = " AND priority = served.priority AND urgency <= served.urgency"
 # One index lookup per queue instead of a scan of the backlog.
 QUEUE_NAMES = f"""
 WITH RECURSIVE held AS (
@@ -89,21 +100,24 @@ SELECT queue_name FROM held WHERE queue_name IS NOT NULL
 # taken to leave one row, and that estimate makes the planner walk all outcomes for each job.
 FINISH = f"""
 WITH outcome AS MATERIALIZED (
-  SELECT o.*, %s::bigint AS worker_id, ARRAY[{_literals(HELD)}] AS held
+  SELECT o.*, %s::bigint AS worker_id, %s::boolean AS watched, ARRAY[{_literals(HELD)}] AS held
   FROM json_to_recordset(%s::json) AS o(id uuid, attempt int, state text, next_task text, step int, ended bool,
     workspace text, moved bool, queue_name text, priority int, run_after timestamptz, ran_step int, ran_task text,
     outcome text, started timestamptz, finished timestamptz, error text, failures int, lost int, progress float,
-    progress_message text)),
+    progress_message text, home_queue text, round int, result text)),
 won AS (
   UPDATE {JOB} AS job SET state = o.state, next_task = o.next_task, step = o.step, modified = %s,
     finished = CASE WHEN o.ended THEN o.finished END, workspace = COALESCE(o.workspace::jsonb, job.workspace),
     queue_name = COALESCE(o.queue_name, job.queue_name), priority = COALESCE(o.priority, job.priority),
     run_after = CASE WHEN o.moved THEN o.run_after ELSE job.run_after END,
-    due = CASE WHEN o.moved THEN o.run_after IS NULL OR o.run_after <= %s ELSE job.due END,
+    due = CASE WHEN o.moved THEN o.run_after IS NULL OR o.run_after <= %s ELSE job.due END AND NOT job.limited,
     failures = COALESCE(o.failures, 0), lost = COALESCE(o.lost, 0), progress = COALESCE(o.progress, job.progress),
-    progress_message = COALESCE(o.progress_message, job.progress_message)
+    progress_message = COALESCE(o.progress_message, job.progress_message),
+    home_queue = COALESCE(o.home_queue, job.home_queue), round = o.round,
+    result = COALESCE(o.result::jsonb, job.result)
   FROM outcome AS o
   WHERE job.id = o.id AND job.attempt = o.attempt AND job.worker_id = o.worker_id AND job.state = ANY(o.held)
+    AND (o.watched OR NOT job.watched)
   RETURNING o.*),
 recorded AS (
   INSERT INTO {ATTEMPT} (job_id, number, step, task, outcome, worker, started, finished, error)
@@ -133,13 +147,17 @@ def _moved(place: QueuePlace | None) -> dict[str, Any]:
 
 
 def _counted(execution: Execution) -> dict[str, Any]:
-    """The same: what most outcomes leave at 0, and what the task may have told of its progress."""
+    """The same: what most outcomes leave at 0 or NULL, and what the task may have told of its progress."""
     decision, job = execution.decision, execution.job
     values: dict[str, Any] = {}
     if decision.failures or decision.lost:
         values.update(failures=decision.failures, lost=decision.lost)
     if job.progress_told:
         values.update(progress=job.progress, progress_message=job.progress_message)
+    if execution.round is not None:
+        values["round"] = execution.round
+    if execution.result is not None:
+        values["result"] = execution.result
     return values
 
 
@@ -171,6 +189,8 @@ class PostgreSQLStorage(Storage):
                 values = job.__dict__
                 row = [values[name] for name in ATTNAMES]
                 row[WORKSPACE] = job.stored_workspace
+                if row[RESULT] is not None:
+                    row[RESULT] = json.dumps(row[RESULT])
                 copy.write_row(row)
         for job in jobs:
             job._state.adding = False
@@ -210,10 +230,11 @@ class PostgreSQLStorage(Storage):
             more += " AND lost = 0"
         served: list[Any]
         if position is not None and position.heads:
-            priorities, created = zip(*position.heads.values(), strict=True)
-            served = [list(position.heads), list(priorities), list(created)]
+            served = [list(position.heads), *map(list, zip(*position.heads.values(), strict=True))]
+            deadlines = any(urgency for _, urgency, _ in position.heads.values())
+            start = FROM_DEADLINE if deadlines else FROM_HEAD
             pick = PICK_QUEUES.format(
-                served=SERVED_FROM, queue="served.queue_name", more=FROM_HEAD + more, limit=limit
+                served=SERVED_FROM, queue="served.queue_name", more=start + more, limit=limit
             )
         elif len(names) > 1:
             served = [list(names)]
@@ -221,27 +242,30 @@ class PostgreSQLStorage(Storage):
                 served=SERVED, queue="served.queue_name", more=more, limit=limit
             )
         else:
-            served = [names[0]]
+            served = [names[0], names[0]]
             pick = PICK.format(queue="%s", more=more, limit=limit)
         with self._batch(limit) as cursor:
             claim = CLAIM.format(pick=pick, fit=FIT[suspects])
             cursor.execute(claim, [*served, *filters, worker, now])
             rows = cursor.fetchall()
         jobs = [self._claimed(row) for row in rows]
-        jobs.sort(key=lambda job: (-job.priority, job.created))
+        jobs.sort(key=turn)
         return jobs
 
     def _claimed(self, row: tuple[Any, ...]) -> Job:
-        values = list(row[1:])
-        text = values[WORKSPACE]
-        values[WORKSPACE] = workspaces.load(text)
-        job: Job = Job.from_db(self.alias, ATTNAMES, values)
+        job = Job.made(zip(READ_ATTNAMES, row[1:], strict=True), self.alias)
+        text = job.workspace
+        job.workspace = workspaces.load(text)
         job.claimed_from, job.claimed_at = State(row[0]), job.place
         job.stored_workspace = text
         return job
 
     def finish(
-        self, worker: Worker, executions: Sequence[Execution], now: datetime.datetime
+        self,
+        worker: Worker,
+        executions: Sequence[Execution],
+        now: datetime.datetime,
+        watched: bool = True,
     ) -> set[UUID]:
         rows = [
             {
@@ -264,7 +288,7 @@ class PostgreSQLStorage(Storage):
             for e in executions
         ]
         with self._batch(len(rows)) as cursor:
-            cursor.execute(FINISH, [worker.pk, json.dumps(rows), now, now, worker.label])
+            cursor.execute(FINISH, [worker.pk, watched, json.dumps(rows), now, now, worker.label])
             return {key for (key,) in cursor.fetchall()}
 
     @contextlib.contextmanager
@@ -272,14 +296,20 @@ class PostgreSQLStorage(Storage):
         """A cursor for one statement over so many rows."""
         # Within a caller's transaction a refused statement must leave that transaction usable.
         nested = self.connection.in_atomic_block
-        steered = rows >= STEER_FROM and not nested
-        transactional = (
-            transaction.atomic(using=self.alias) if nested or steered else contextlib.nullcontext()
-        )
+        transactional: Any = contextlib.nullcontext()
+        if nested:
+            transactional = transaction.atomic(using=self.alias)
+        elif rows >= STEER_FROM:
+            transactional = self.looking_up()
         with transactional, self.connection.cursor() as cursor:
-            if steered:
-                cursor.execute(STEER)
             yield cursor
+
+    @contextlib.contextmanager
+    def looking_up(self) -> Iterator[None]:
+        with transaction.atomic(using=self.alias):
+            with self.connection.cursor() as cursor:
+                cursor.execute(STEER)
+            yield
 
     def names(self, queues: Queues) -> Sequence[str]:
         if not queues.exclude:

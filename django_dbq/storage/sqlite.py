@@ -6,8 +6,8 @@ from typing import cast
 
 from django.db import transaction
 
-from ..models import Job, JobQuerySet
-from ..states import CLAIMABLE, HELD, State
+from ..models import ORDER, Job, JobQuerySet, turn
+from ..states import CLAIMABLE, HELD, UNFINISHED, State
 from .base import Queues, Storage
 
 _TABLE = Job._meta.db_table
@@ -48,6 +48,15 @@ class SQLiteStorage(Storage):
         # SQLite matches neither parameters nor other words for the same against the condition of a partial index.
         states = _literals(CLAIMABLE)
         literally = f"{'due' if due else 'NOT due'} AND due = {int(due)} AND state IN ({states})"
+        if not due:
+            literally += " AND NOT limited AND limited = 0"
+        return cast(JobQuerySet, self.jobs.extra(where=[literally]))
+
+    @property
+    def limited(self) -> JobQuerySet:
+        literally = (
+            f"limited AND limited = 1 AND {_TABLE}.state IN ({_literals([*CLAIMABLE, *HELD])})"
+        )
         return cast(JobQuerySet, self.jobs.extra(where=[literally]))
 
     def be_brief(self) -> None:
@@ -59,17 +68,22 @@ class SQLiteStorage(Storage):
     def held(self) -> JobQuerySet:
         return cast(JobQuerySet, self.jobs.extra(where=[f"{_TABLE}.state IN ({_literals(HELD)})"]))
 
+    def unfinished(self, unique_keys: Iterable[str]) -> JobQuerySet:
+        literally = f"{_TABLE}.state IN ({_literals(UNFINISHED)})"
+        found = self.jobs.filter(unique_key__in=list(unique_keys)).extra(where=[literally])
+        return cast(JobQuerySet, found.order_by())
+
     def is_transient(self, error: Exception) -> bool:
         # The low byte of the extended code: BUSY or LOCKED, of whatever kind.
         return getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF in (5, 6)
 
     def _pick(self, queues: Queues, limit: int, claimable: JobQuerySet) -> list[Job]:
-        if not queues.exclude and len(queues.names) == 1:
-            named = claimable.filter(queue_name=queues.names[0])
-            return list(named.order_by("-priority", "created")[:limit])
+        names = self.open_names(queues)
+        if len(names) == 1:
+            return list(claimable.filter(queue_name=names[0]).order_by(*ORDER)[:limit])
         heads = [
             job
-            for name in self.names(queues)
-            for job in claimable.filter(queue_name=name).order_by("-priority", "created")[:limit]
+            for name in names
+            for job in claimable.filter(queue_name=name).order_by(*ORDER)[:limit]
         ]
-        return sorted(heads, key=lambda job: (-job.priority, job.created))[:limit]
+        return sorted(heads, key=turn)[:limit]

@@ -7,10 +7,10 @@ from functools import partial
 from .. import engine
 from ..models import Job
 from ..models import Worker as WorkerRow
+from ..patience import steadily
 from ..storage import Position, Queues, Suspects
 from .inflight import InFlight, Lane
 from .loop import LoopExecutor
-from .patience import steadily
 
 BATCH_SECONDS = 0.05  # of work that a batch should hold
 BATCH_MOST = 500  # jobs: beyond, statements gain nothing more
@@ -20,6 +20,7 @@ BATCH_GROWTH = 4  # at most so many times the batch before, so that one quick jo
 # where more urgent jobs may have come in: passing dead entries takes a twentieth of the time at most.
 CLAIM_SECONDS = (0.01, 0.00003)
 HEAD_SHARE = 20
+ADMIT_PAUSE = 0.05  # seconds after an admission that had no slot for anybody, unless this worker itself frees one
 SUSPECT_TURN = 10.0  # seconds that a busy worker makes room for a suspect; see `Claims._suspects`
 
 
@@ -55,6 +56,9 @@ class Claims:
         self.pass_began = pass_began
         self.batch = 1
         self.expects_coroutines = False
+        self.full = False  # jobs wait under a limit that has no slot
+        self._admit_due = 0.0
+        self._rate_over: float | None = None  # when a rate lets in the next job
         self._position, self._head_due = Position(), 0.0
         self._holds_suspect = False  # and so nothing else
         self._turn = SUSPECT_TURN
@@ -90,6 +94,7 @@ class Claims:
         """Claim from the head of the backlog or, where the way there has become long, from the last claim's
         position.
         """
+        self._admit(now, limit)
         begun = time.monotonic()
         if begun >= self._head_due:
             self._position.forget()
@@ -110,6 +115,29 @@ class Claims:
             return self.take(row, now, limit)
         self._holds_suspect = any(job.lost for job in jobs)
         return jobs
+
+    @property
+    def limits_wait(self) -> float | None:
+        """Seconds until jobs that are under a limit should be looked at again, if somebody waits for one."""
+        if self._rate_over is None:
+            return None
+        return max(0.0, self._rate_over - time.monotonic())
+
+    def freed(self) -> None:
+        """A job under a limit has ended or goes on: the next admission finds its slot."""
+        self._admit_due = 0.0
+
+    def _admit(self, now: datetime.datetime, limit: int) -> None:
+        begun = time.monotonic()
+        if begun < self._admit_due:
+            self._rate_over = min(self._rate_over or self._admit_due, self._admit_due)
+            return
+        admission = steadily(partial(engine.admit, self.queues, limit, now, self.using), self.using)
+        self.full = admission.full
+        self._rate_over = None if admission.wait is None else begun + admission.wait
+        if admission.full:
+            ended = time.monotonic()
+            self._admit_due = ended + max(ADMIT_PAUSE, HEAD_SHARE * (ended - begun))
 
     def _suspects(self) -> Suspects:
         """How the next claim treats suspects.

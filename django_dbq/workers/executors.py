@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Protocol
 
@@ -17,11 +17,11 @@ from .. import conf, engine, runner
 from ..models import Job
 from ..models import Worker as WorkerRow
 from ..outcomes import ClaimLost, Interrupted
+from ..patience import TRIES, Backoff, pause
 from ..pipelines import Catalogue
 from ..storage import Execution, storage_for
 from .blackbox import Blackbox
 from .inflight import InFlight, Running
-from .patience import TRIES, Backoff, pause
 
 logger = logging.getLogger("django_dbq")
 
@@ -40,6 +40,7 @@ class Employer(Protocol):
 
     def clock(self) -> datetime.datetime: ...
     def task_ended(self) -> None: ...
+    def slots_freed(self, jobs: Iterable[Job]) -> None: ...
     def hand_back_one(self, job: Job) -> None: ...
     def doubt(self) -> None: ...
 
@@ -196,6 +197,7 @@ class Executor:
             if execution is not None:
                 self.inflight.drop(run.job)
                 engine.announce([execution], self.using)
+                self.worker.slots_freed([run.job])
                 self.worker.task_ended()
                 return
             if number == TRIES - 1 or not self._was_in_the_way(run.error, session):
@@ -207,6 +209,9 @@ class Executor:
             pause(number)
             runner.restart(run)
         runner.restore(run)
+        if isinstance(run.error, ClaimLost) and engine.still_held([run.job], self.using):
+            # Rolled back with it, the job would be ours for ever.
+            run.error = RuntimeError("An atomic step cannot cancel or move its own job.")
         if not self._is_void(run):
             execution = runner.conclude(run, self.worker.clock)
             close_open_transactions(execution)
@@ -230,6 +235,9 @@ class Executor:
         except (DatabaseError, InterfaceError) as error:
             if execution is not None and self._was_committed(execution):
                 return execution
+            runner.give_up(run, error)
+            return None
+        except ValueError as error:  # what it waits for has begun to wait for it meanwhile, say
             runner.give_up(run, error)
             return None
         return execution

@@ -13,9 +13,9 @@ from django.db import connections
 
 from .. import engine
 from ..models import Worker as WorkerRow
+from ..patience import steadily
 from ..wakeups import Bell
 from .lease import Lease, now
-from .patience import steadily
 
 logger = logging.getLogger("django_dbq")
 

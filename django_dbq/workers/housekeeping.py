@@ -10,6 +10,7 @@ from ..storage.base import PEEK
 logger = logging.getLogger("django_dbq")
 
 TELL_EVERY = datetime.timedelta(minutes=1)
+MEND_EVERY = datetime.timedelta(minutes=1)
 
 
 class Housekeeping:
@@ -24,6 +25,7 @@ class Housekeeping:
         self.using = using
         self._staged: datetime.datetime | None = None
         self._next_due: datetime.datetime | None = None
+        self._mended: datetime.datetime | None = None
         self._told_at: datetime.datetime | None = None
         self._told: set[tuple[str, str]] = set()
 
@@ -39,6 +41,11 @@ class Housekeeping:
         self._next_due = None
         count = engine.stage_due(now, self.using)
         self._staged = now if count < PEEK else None  # else there is more: look again next round
+        if self._mended is None or not datetime.timedelta(0) <= now - self._mended < MEND_EVERY:
+            if self._mended is None:
+                count += engine.follow_limits(now, self.using)
+            self._mended = now
+            count += engine.mend(now, self.using)
         return count
 
     def idle(self, now: datetime.datetime) -> datetime.datetime | None:

@@ -56,6 +56,7 @@ class Running:
     def __init__(self, job: Job, lane: Lane = Lane.SYNC) -> None:
         self.job = job
         self.lane = lane
+        self.began = time.monotonic()
 
     def enter(self, delivery: Delivery) -> None:
         """The task begins, and can be reached in that way."""
@@ -98,7 +99,7 @@ class InFlight:
         self._lock = threading.Lock()
         self._loaded = threading.Condition(self._lock)
         self._waiting: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
-        self._running: dict[UUID, Running] = {}
+        self._running: dict[int, Running] = {}  # a job may run twice: cancelled, and retried
         self._unwritten: list[Execution] = []
         self._loaded_at = 0.0
         self._unwritten_since = 0.0
@@ -129,7 +130,7 @@ class InFlight:
         if self.closed or not self._waiting[lane] or not self._may_start():
             return None
         running = Running(self._waiting[lane].popleft(), lane)
-        self._running[running.job.pk] = running
+        self._running[id(running.job)] = running
         self.last_start = time.monotonic()
         return running
 
@@ -145,7 +146,7 @@ class InFlight:
     def end(self, execution: Execution) -> None:
         """A job that was started has ended; its outcome waits to be written."""
         with self._lock:
-            self._running.pop(execution.job.pk, None)
+            self._running.pop(id(execution.job), None)
             if not self._unwritten:
                 self._unwritten_since = time.monotonic()
             self._unwritten.append(execution)
@@ -153,7 +154,7 @@ class InFlight:
     def drop(self, job: Job) -> bool:
         """A job that was started has no outcome; False if somebody else has dropped it already."""
         with self._lock:
-            return self._running.pop(job.pk, None) is not None
+            return self._running.pop(id(job), None) is not None
 
     @contextlib.contextmanager
     def moving(self) -> Iterator[None]:
@@ -206,7 +207,8 @@ class InFlight:
         """The ids of all jobs that this worker knows to be its own."""
         with self._lock:
             waiting = {job.pk for jobs in self._waiting.values() for job in jobs}
-            return waiting | self._running.keys() | {e.job.pk for e in self._unwritten}
+            running = {one.job.pk for one in self._running.values()}
+            return waiting | running | {e.job.pk for e in self._unwritten}
 
     def waiting(self, lane: Lane) -> int:
         """How many jobs wait to be started."""

@@ -60,29 +60,31 @@ class LoopExecutor(Executor):
 
     async def _drive(self, running: Running) -> None:
         try:
-            run = await sync_to_async(self._begin)(running)
-            if run is None:
+            begun = await sync_to_async(self._begin)(running)
+            if begun is None:
                 return
-            if run.error is None:
+            run, wanted = begun
+            if run.error is None and wanted:
                 await self._await_task(running, run)
             await sync_to_async(self._conclude)(run)
         except BaseException:
             logger.exception("Running a job has failed: job=%s", running.job.pk)
             await sync_to_async(self.give_back)(running.job)
 
-    def _begin(self, running: Running) -> runner.Run | None:
+    def _begin(self, running: Running) -> tuple[runner.Run, bool] | None:
+        """The run, and whether its task is to be called; None if this worker does not know the job's step."""
         self.freshen_connections()
         try:
             run = runner.begin(running.job, self.worker.clock, self.worker.retries)
         except LookupError:
             self.hand_back(running.job)
             return None
+        wanted = False
         try:
-            if run.error is None:
-                runner.prepare(run)
+            wanted = run.error is None and runner.prepare(run)
         except BaseException as error:
             runner.give_up(run, error)
-        return run
+        return run, wanted
 
     async def _await_task(self, running: Running, run: runner.Run) -> None:
         task = asyncio.get_running_loop().create_task(import_string(run.step.path)(run.job))
@@ -102,6 +104,7 @@ class LoopExecutor(Executor):
             runner.give_up(run, verdict)
 
     def _conclude(self, run: runner.Run) -> None:
+        runner.check_wait(run)
         if not self._is_void(run):
             execution = runner.conclude(run, self.worker.clock)
             close_open_transactions(execution)

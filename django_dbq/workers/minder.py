@@ -20,12 +20,12 @@ from django.db import connections
 
 from .. import engine
 from ..models import Worker as WorkerRow
-from ..outcomes import Interrupted, TimedOut
+from ..outcomes import ClaimLost, Interrupted, TimedOut
+from ..patience import steadily
 from ..runner import shorten
 from ..storage import Overdue, storage_for
 from ..wakeups import Bell
 from .inflight import InFlight, Running
-from .patience import steadily
 
 T = TypeVar("T")
 
@@ -36,6 +36,7 @@ WRITE_AFTER = 0.02  # seconds that an outcome may wait to be written
 AFTER_ERROR = 1.0  # seconds until the next look
 HAND_BACK_AFTER = 0.25  # seconds that a claimed job may wait to be started
 PROGRESS_EVERY = 1.0  # seconds between two writes of one job's progress
+WATCH_EVERY = 2.0  # seconds between two looks whether jobs of long tasks were cancelled
 
 
 class Minded(Protocol):
@@ -59,6 +60,7 @@ class Minder:
         self.active = False  # set by the worker while jobs are in flight
         self._ended = False
         self._marked: set[UUID] = set()
+        self._watched = float("-inf")
         self._thread = threading.Thread(target=self._run, name="dbq-minder", daemon=True)
 
     def start(self) -> None:
@@ -97,6 +99,9 @@ class Minder:
             self.worker.write_outcomes()
         if self.worker.inflight.waiting_for() > HAND_BACK_AFTER:
             self.worker.hand_back()
+        if running and now - self._watched >= WATCH_EVERY:
+            self._watched = now
+            self._stop_cancelled([one for one in running if now - one.began >= WATCH_EVERY])
         for one in running:
             if one.job.progress_unsaved and now - one.progress_written >= PROGRESS_EVERY:
                 one.progress_written = now
@@ -120,6 +125,17 @@ class Minder:
         finally:
             # Also without a database: the outcome itself will tell, once that is back.
             for one in overdue:
+                one.deliver()
+
+    def _stop_cancelled(self, running: Sequence[Running]) -> None:
+        """Stop tasks whose jobs somebody has cancelled, or given to others."""
+        if not running:
+            return
+        held = engine.still_held([one.job for one in running], self.worker.using)
+        for one in running:
+            if (one.job.pk, one.job.attempt) not in held and one.sentence(
+                ClaimLost("The job was cancelled.")
+            ):
                 one.deliver()
 
     def _stop(self, running: Sequence[Running], now: float) -> None:

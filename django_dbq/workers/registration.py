@@ -11,13 +11,13 @@ from uuid import UUID
 from .. import engine
 from ..models import Worker as WorkerRow
 from ..outcomes import ClaimLost
+from ..patience import steadily
 from ..storage import Queues
 from ..wakeups import Wakeup
 from . import lease
 from .blackbox import Blackbox
 from .inflight import InFlight
 from .lease import Lease
-from .patience import steadily
 
 logger = logging.getLogger("django_dbq")
 

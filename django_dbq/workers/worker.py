@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from django.conf import settings
@@ -17,6 +17,7 @@ from .. import conf, engine
 from ..models import Job
 from ..models import Worker as WorkerRow
 from ..outcomes import TimedOut
+from ..patience import Backoff, steadily
 from ..storage import Queues, storage_for
 from ..wakeups import LOOK_AGAIN, Wakeup
 from . import memory
@@ -29,7 +30,6 @@ from .inflight import InFlight, Lane
 from .lease import Lease
 from .loop import LoopExecutor, lane_of
 from .minder import Minder
-from .patience import Backoff, steadily
 from .registration import Registration
 
 logger = logging.getLogger("django_dbq")
@@ -288,11 +288,20 @@ class Worker:
         if self._look_again:  # a notification may have been held back: see wakeups.DEBOUNCE
             self._look_again = False
             return LOOK_AGAIN
-        pause = max(self.tick, LISTENING_TICK) if self.wakeup.healthy else self.tick
+        # A slot may be freed in a queue that this worker does not serve: nothing tells it then.
+        listening = self.wakeup.healthy and not self.claims.full
+        pause = max(self.tick, LISTENING_TICK) if listening else self.tick
+        if (wait := self.claims.limits_wait) is not None:
+            pause = min(pause, max(wait, 0.001))
         due = self.housekeeping.idle(now)
         if due is not None:
             pause = min(pause, max((due - now).total_seconds(), 0.001))
         return pause
+
+    def slots_freed(self, jobs: Iterable[Job]) -> None:
+        """The outcomes of these jobs have been written: with those under a limit, others may be let in."""
+        if any(job.limited for job in jobs):
+            self.claims.freed()
 
     def task_ended(self) -> None:
         """A task has ended; called in the thread that has run it."""
@@ -320,6 +329,7 @@ class Worker:
                     lambda: engine.finish(self.row, executions, self.clock(), self.using),
                     self.using,
                 )
+                self.slots_freed(execution.job for execution in executions)
             except BaseException:
                 for execution in executions:
                     execution.in_doubt = True

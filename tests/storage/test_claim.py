@@ -13,7 +13,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from django_dbq import conf
-from django_dbq.models import Job, Worker
+from django_dbq.models import Job, Worker, urgency_of
 from django_dbq.storage import Position, Queues, Storage
 from tests.outcomes import outcome
 
@@ -85,6 +85,70 @@ def test_one_order_over_several_queues(claim: Claim) -> None:
     assert claim("x", "y", limit=2) == ["x3 urgent", "x1"]
     assert claim("y", "x", limit=9) == ["y1", "x2"]
     assert claim("x", "y", "no such queue") == []
+
+
+def test_earlier_deadlines_first_within_a_priority(claim: Claim) -> None:
+    soon = timezone.now() + HOUR
+    create("no deadline")
+    create("later", deadline=soon + HOUR)
+    create("soon", deadline=soon)
+    create("missed", deadline=soon - 2 * HOUR)
+    create("soon too", deadline=soon)
+    create("no deadline either")
+    create("unimportant", deadline=soon - 2 * HOUR, priority=-1)
+    create("important", priority=1)
+    create("important and soon", deadline=soon, priority=1)
+    create("far away", deadline=soon + 10_000 * HOUR)
+    assert claim(limit=1) == ["important and soon"]
+    assert claim(limit=3) == ["important", "missed", "soon"]
+    assert claim() == [
+        *("soon too", "later", "far away", "no deadline", "no deadline either", "unimportant")
+    ]
+
+
+def test_deadlines_are_told_apart_to_the_millisecond(claim: Claim) -> None:
+    soon = timezone.now().replace(microsecond=0) + HOUR
+    create("b", deadline=soon + 2000 * MICROSECOND)
+    create("a", deadline=soon + 1000 * MICROSECOND)
+    create("same as a", deadline=soon + 1001 * MICROSECOND)
+    assert claim() == ["a", "same as a", "b"]
+
+
+def test_ready_jobs_stand_among_new_ones_by_their_deadlines(claim: Claim) -> None:
+    soon = timezone.now() + HOUR
+    create("a", deadline=soon)
+    create("b", deadline=soon + HOUR)
+    create("c")
+    create("urgent", deadline=soon - HOUR)
+    Job.objects.filter(workspace__key__in=["b", "urgent"]).update(state="READY")
+    assert claim(limit=2) == ["urgent", "a"]
+    assert claim() == ["b", "c"]
+
+
+def test_one_order_of_deadlines_over_several_queues(claim: Claim) -> None:
+    soon = timezone.now() + HOUR
+    create("x none", queue_name="x")
+    create("y later", queue_name="y", deadline=soon + HOUR)
+    create("x soon", queue_name="x", deadline=soon)
+    create("z missed", queue_name="z", deadline=soon - HOUR)
+    create("y none", queue_name="y")
+    create("y soon", queue_name="y", deadline=soon)
+    create("x important", queue_name="x", priority=1)
+    assert claim("x", "y", limit=2) == ["x important", "x soon"]
+    assert claim("y", "z", exclude=True, limit=1) == ["x none"]
+    assert claim("z", exclude=True) == ["y soon", "y later", "y none"]
+    assert claim("y", "z") == ["z missed"]
+
+
+def test_what_a_job_waits_for_is_claimed_by_its_deadline(claim: Claim) -> None:
+    """Also what that waits for in turn."""
+    soon = timezone.now() + HOUR
+    create("other", deadline=soon + HOUR)
+    create("first", "second")
+    first, second = Job.objects.filter(workspace__key__in=["first", "second"]).order_by("created")
+    middle = Job.objects.create(name="quick", workspace={"key": "middle"}, depends_on=[first])
+    create("last", deadline=soon, depends_on=[middle, second])
+    assert claim() == ["first", "second", "other"]
 
 
 def test_excluded_queues_are_left_alone(claim: Claim) -> None:
@@ -410,7 +474,7 @@ def test_a_claim_may_go_on_from_where_the_last_one_was(
 
     jobs = take(2)
     position.remember(jobs)
-    assert position.heads == {"default": (0, jobs[0].created)}
+    assert position.heads == {"default": (0, 0, jobs[0].created)}
     assert storage.hand_back(worker.pk, jobs[1:], timezone.now()) == 1
     create("urgent", priority=1)
     got = keys(take(3))
@@ -420,6 +484,34 @@ def test_a_claim_may_go_on_from_where_the_last_one_was(
         assert keys(take(9, "default", "other")) == ["urgent", "e", "f", "other"]
     else:
         assert got == ["urgent", "b", "c"], "a position changes nothing here"
+
+
+def test_a_position_among_deadlines(
+    storage: Storage, worker: Worker, known: tuple[str, ...]
+) -> None:
+    soon = timezone.now() + HOUR
+    create("none")
+    create("soon 1", "soon 2", "soon 3", "soon 4", deadline=soon)
+    create("later", deadline=soon + HOUR)
+    position = Position()
+
+    def take(limit: int) -> list[Job]:
+        return storage.claim(worker.pk, Queues(), limit, timezone.now(), known, None, position)
+
+    jobs = take(2)
+    assert keys(jobs) == ["soon 1", "soon 2"]
+    position.remember(jobs)
+    assert position.heads == {"default": (0, urgency_of(soon), jobs[0].created)}
+    assert storage.hand_back(worker.pk, jobs[1:], timezone.now()) == 1
+    create("soonest", deadline=soon - HOUR)
+    got = keys(take(2))
+    if connection.vendor == "postgresql":
+        assert got == ["soon 2", "soon 3"]
+        position.forget()
+        assert keys(take(9)) == ["soonest", "soon 4", "later", "none"]
+    else:
+        assert got == ["soonest", "soon 2"], "a position changes nothing here"
+        assert keys(take(9)) == ["soon 3", "soon 4", "later", "none"]
 
 
 # -- as many as there may be --

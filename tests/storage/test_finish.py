@@ -433,12 +433,12 @@ def test_a_refused_outcome_fails_its_job_and_no_other(
     assert job.finished is not None
     attempt = job.attempts.get()
     assert attempt.outcome == "failed"
-    assert attempt.error.startswith("The database refused the outcome of this step: IntegrityError")
+    assert attempt.error.startswith("The outcome of this step was refused: IntegrityError")
     assert "dbq_job_state" in attempt.error
     good = Job.objects.filter(state="READY", workspace={"new": 1}, attempts__outcome="succeeded")
     assert good.count() == size - 1
     assert [record.getMessage() for record in caplog.records] == [
-        f"Outcome refused by the database: job={bad.job.pk}"
+        f"Outcome refused: job={bad.job.pk}"
     ]
 
 

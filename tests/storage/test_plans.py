@@ -4,14 +4,10 @@ In a table that has been in use for a while and looks far ahead, with good stati
 when it was empty: that is how a table stands which has filled up a minute ago.
 """
 
-import datetime
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import connection
 from django.utils import timezone
 
 from django_dbq import conf, engine
@@ -19,143 +15,25 @@ from django_dbq.models import Job, Worker
 from django_dbq.states import HELD
 from django_dbq.storage import Overdue, Position, Queues, Storage, Suspects
 from tests.outcomes import outcome
+from tests.storage.plans import (
+    ATTEMPTS,
+    FUTURE,
+    HOUR,
+    NOW,
+    PAUSED,
+    PRIMARY_KEY,
+    QUEUES,
+    READY,
+    WORKERS,
+    fill,
+    plans,
+    query_plans,
+    source,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-FINISHED, FUTURE, READY = 200_000, 20_000, 1_000
-QUEUES = [f"queue {n}" for n in range(10)]  # hold the ready jobs, in equal parts
-NOW = timezone.now()
-HOUR = datetime.timedelta(hours=1)
-PRIMARY_KEY = "django_dbq_job_pkey"
-ATTEMPTS = ("django_dbq_attempt", "dbq_attempt_number")
-WORKERS = ("django_dbq_worker", "django_dbq_worker_pkey")
-
-
-# -- the table --
-
-
-@pytest.fixture(params=["empty", "young", "full"])
-def statistics(request: pytest.FixtureRequest, transactional_db: None) -> Iterator[str]:
-    """A full table whose statistics were taken when it was as the parameter says: young is with ready jobs only."""
-    if connection.vendor == "mysql":
-        pytest.skip("MySQL and MariaDB take statistics when they like: no plan can be relied on")
-    postgresql = connection.vendor == "postgresql"
-    keep = "ALTER TABLE django_dbq_job SET (autovacuum_enabled = {})"
-    with connection.cursor() as cursor:
-        if postgresql:
-            cursor.execute(keep.format("false"))
-            # To analyse an empty table leaves the statistics of the test before.
-            cursor.execute("DELETE FROM pg_statistic WHERE starelid = 'django_dbq_job'::regclass")
-        cursor.execute("ANALYZE")
-        fill(cursor, READY, "NEW", due=True, run_after=None)
-        if request.param == "young":
-            cursor.execute("ANALYZE")
-        fill(cursor, FUTURE, "NEW", due=False, run_after=NOW + HOUR)
-        fill(cursor, FINISHED, "COMPLETE", due=True, run_after=None)
-        if request.param == "full":
-            cursor.execute("ANALYZE")
-        yield request.param
-        if postgresql:
-            cursor.execute(keep.format("true"))
-
-
-def fill(
-    cursor: Any, count: int, state: str, *, due: bool, run_after: datetime.datetime | None
-) -> None:
-    """Insert so many rows without fetching them first; the ready ones are spread over `QUEUES`."""
-    if connection.vendor == "postgresql":
-        key, numbers = "gen_random_uuid()", "generate_series(1, %s) AS numbers(n)"
-    else:
-        key = "lower(hex(randomblob(16)))"
-        count_up = "SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < %s"
-        numbers = f"(WITH RECURSIVE numbers(n) AS ({count_up}) SELECT n FROM numbers)"
-    time = connection.ops.adapt_datetimefield_value
-    created = {"COMPLETE": NOW - 2 * HOUR, "NEW": NOW - HOUR if due else NOW - HOUR / 2}[state]
-    if connection.vendor == "postgresql":
-        created_at = "%s::timestamptz + n * interval '1 microsecond'"
-    else:
-        created_at = "strftime('%%Y-%%m-%%d %%H:%%M:%%f', %s, (n / 1000.0) || ' seconds')"
-    queue = "'queue ' || (n %% 10)" if state == "NEW" and due else "'default'"
-    cursor.execute(
-        "INSERT INTO django_dbq_job (id, created, modified, name, state, next_task, workspace, queue_name,"
-        " priority, run_after, due, step, attempt)"
-        f" SELECT {key}, {created_at}, %s, 'quick', %s, 'tests.process_jobs.quick', '{{}}', {queue},"
-        f" n %% 3, %s, %s, 0, 0 FROM {numbers}",
-        [time(created), time(NOW), state, run_after and time(run_after), due, count],
-    )
-
-
-# -- the plans --
-
-
-class Plan:
-    """The plan of one statement on PostgreSQL with what happened when it was carried out."""
-
-    def __init__(self, sql: str, root: dict[str, Any]) -> None:
-        self.sql = sql
-        self.nodes = list(self._flat(root))
-        self.reading = [n for n in self.nodes if n["Node Type"].endswith("Scan") and _source(n)]
-
-    def _flat(self, node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        yield node
-        for child in node.get("Plans", ()):
-            yield from self._flat(child)
-
-    @property
-    def sources(self) -> set[str]:
-        """What is read: names of indexes, and of tables that are read from end to end."""
-        return {_source(node) for node in self.reading}
-
-    @property
-    def read(self) -> int:
-        """How many rows were read there, those that were then thrown away included."""
-        return round(
-            sum(
-                node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
-                for node in self.reading
-            )
-        )
-
-    @property
-    def sorts(self) -> bool:
-        """Whether what is read is sorted; the few rows that a claim has picked may be."""
-        sorts = [node for node in self.nodes if "Sort" in node["Node Type"]]
-        return any(node in self.reading for sort in sorts for node in self._flat(sort))
-
-
-def _source(node: dict[str, Any]) -> str:
-    if node["Node Type"] == "Bitmap Heap Scan":
-        return ""  # only fetches what the index scans below it have found
-    return node.get("Index Name") or node.get("Relation Name") or ""
-
-
-@contextmanager
-def plans() -> Iterator[list[Plan]]:
-    """Collect the plan of every statement on jobs that is sent within.
-
-    Each is carried out under EXPLAIN on the same connection just before it is sent, and rolled back: a SET LOCAL that
-    went before it holds for both.
-    """
-    found: list[Plan] = []
-    explaining = False
-
-    def explain(execute: Callable[..., Any], sql: str, params: Any, *rest: Any) -> Any:
-        nonlocal explaining
-        if not explaining and "django_dbq_job" in sql:
-            explaining = True
-            try:
-                with transaction.atomic(), connection.cursor() as cursor:
-                    cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", params)
-                    (answer,) = cursor.fetchone()
-                    answer = json.loads(answer) if isinstance(answer, str) else answer
-                    found.append(Plan(sql, answer[0]["Plan"]))
-                    transaction.set_rollback(True)
-            finally:
-                explaining = False
-        return execute(sql, params, *rest)
-
-    with connection.execute_wrapper(explain):
-        yield found
+CLAIMED = {"dbq_job_next", PRIMARY_KEY, PAUSED}
 
 
 # -- the tests: filling the table is most of the work, so all look at one --
@@ -203,7 +81,7 @@ def test_plans_of_large_batches_in_a_fresh_backlog(
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM pg_statistic WHERE starelid = 'django_dbq_job'::regclass")
         cursor.execute("ANALYZE django_dbq_job")
-        fill(cursor, 5_000, "NEW", due=True, run_after=None)
+        fill(cursor, 5_000, "NEW")
         if analysed:
             cursor.execute("ANALYZE django_dbq_job")
     for _ in range(3):
@@ -212,7 +90,7 @@ def test_plans_of_large_batches_in_a_fresh_backlog(
             jobs = storage.claim(worker.pk, Queues(("queue 1",)), 100, NOW, known)
             storage.finish(worker, [outcome(job) for job in jobs], NOW)
         claim, finish = found
-        assert claim.sources == {"dbq_job_claim", PRIMARY_KEY}
+        assert claim.sources == CLAIMED
         assert finish.sources == {PRIMARY_KEY}
         assert (claim.read, finish.read) == (200, 100)
         assert not claim.sorts
@@ -228,11 +106,11 @@ def a_claim_reads_what_it_takes(
     count = len(QUEUES) - 1 if served.exclude else len(served.names)
     head = min(limit, READY // len(QUEUES))  # looked at in each queue
     assert len(jobs) == min(limit, READY // len(QUEUES) * count)
-    assert plan.sources == {"dbq_job_claim", PRIMARY_KEY}
+    assert plan.sources == CLAIMED
     assert plan.read <= head * count + len(jobs)
     assert count > 1 or not plan.sorts
     if served.exclude:
-        assert names[0].sources == {"dbq_job_claim"}
+        assert names[0].sources == {"dbq_job_next"}
         assert names[0].read <= len(QUEUES) + 1
 
 
@@ -250,10 +128,10 @@ def a_claim_starts_at_its_position(
     (plan,) = found
     assert jobs
     # Where all that was known were ready jobs, the index on created is as good a way: what counts is where it starts.
-    (way,) = plan.sources - {PRIMARY_KEY}
-    assert way in {"dbq_job_claim", "django_dbq_job_created_b4866f59"}
-    assert way == "dbq_job_claim" or statistics == "young"
-    (scan,) = (node for node in plan.reading if _source(node) == way)
+    (way,) = plan.sources - {PRIMARY_KEY, PAUSED}
+    assert way in {"dbq_job_next", "django_dbq_job_created_b4866f59"}
+    assert way == "dbq_job_next" or statistics == "young"
+    (scan,) = (node for node in plan.reading if source(node) == way)
     assert "created >=" in scan["Index Cond"]
     assert statistics == "young" or plan.read <= READY // len(QUEUES) + limit, "more than there is"
 
@@ -293,7 +171,7 @@ def a_claim_passes_few_suspects(storage: Storage, worker: Worker, suspects: Susp
     storage.hand_back(worker.pk, jobs, NOW)
     Job.objects.filter(pk__in=pks).update(lost=0)
     (plan,) = found
-    assert plan.sources == {"dbq_job_claim", PRIMARY_KEY}
+    assert plan.sources == CLAIMED
     assert plan.read <= 10 + 3 + len(jobs)
     assert not plan.sorts
 
@@ -307,7 +185,7 @@ def what_is_held_is_looked_up(storage: Storage, worker: Worker, other_worker: Wo
     with plans() as found:
         assert len(engine.record_timeouts(worker.pk, overdue, NOW, "default")) == 3
     for plan in found:
-        assert plan.sources <= {"dbq_job_held", PRIMARY_KEY}, plan.sql
+        assert plan.sources <= {"dbq_job_held", PRIMARY_KEY, *ATTEMPTS, *WORKERS}, plan.sql
         assert plan.read <= 50, plan.sql
     with plans() as found:
         assert storage.abandoned() == []
@@ -328,7 +206,7 @@ def what_is_held_is_looked_up(storage: Storage, worker: Worker, other_worker: Wo
             assert plan.sources == {"dbq_job_held"}, plan.sql
             assert plan.read <= 50, plan.sql
         for plan in found:
-            assert plan.sources <= {"dbq_job_held", PRIMARY_KEY, *ATTEMPTS}, plan.sql
+            assert plan.sources <= {"dbq_job_held", PRIMARY_KEY, *ATTEMPTS, *WORKERS}, plan.sql
         assert count == expected
     storage.hand_back(other_worker.pk, theirs, NOW)
     Job.objects.filter(pk__in=[job.pk for job in ours]).update(
@@ -339,19 +217,24 @@ def what_is_held_is_looked_up(storage: Storage, worker: Worker, other_worker: Wo
 def the_next_due_job_stands_first(storage: Storage, statistics: str) -> None:
     with plans() as found:
         assert storage.next_due(Queues(), NOW) == NOW + HOUR
-    (plan,) = found
-    assert plan.sources == {"dbq_job_future"}
+    future, waits = found
+    assert future.sources == {"dbq_job_later"}
     # Without any statistics PostgreSQL takes a few rows for granted and sorts them: only an idle worker asks this.
-    assert statistics == "empty" or plan.read <= 2
+    assert statistics == "empty" or future.read <= 2
+    assert waits.sources == {"dbq_job_waiting"}
+    assert waits.read == 0
 
 
 def staging_costs_next_to_nothing_while_nothing_is_due(storage: Storage) -> None:
     """Every worker asks this every second."""
     with plans() as found:
-        assert storage.stage_due(NOW) == 0
-    for plan in found:
-        assert plan.sources == {"dbq_job_future"}, plan.sql
+        assert engine.stage_due(NOW, "default") == 0
+    *looks, waits = found
+    for plan in looks:
+        assert plan.sources == {"dbq_job_later"}, plan.sql
         assert plan.read <= 1, plan.sql
+    assert waits.sources == {"dbq_job_waiting"}
+    assert waits.read == 0
 
 
 def staging_reads_the_head_of_the_future(storage: Storage, statistics: str) -> None:
@@ -360,30 +243,16 @@ def staging_reads_the_head_of_the_future(storage: Storage, statistics: str) -> N
     assert 0 < count < FUTURE
     *looks, marks = found
     for plan in looks:
-        assert plan.sources == {"dbq_job_future"}, plan.sql
+        assert plan.sources == {"dbq_job_later"}, plan.sql
         assert statistics == "empty" or plan.read <= count, plan.sql
     assert marks.sources == {PRIMARY_KEY}
 
 
-@contextmanager
-def query_plans() -> Iterator[list[str]]:
-    """Collect what SQLite says that it would do for each statement on our tables that is sent within."""
-    found: list[str] = []
-
-    def explain(execute: Any, sql: str, params: Any, *rest: Any) -> Any:
-        if sql.startswith(("SELECT", "UPDATE")) and "django_dbq_" in sql:
-            with connection.cursor() as cursor:  # the driver's own: Django's would explain again
-                plan = cursor.cursor.execute(f"EXPLAIN QUERY PLAN {sql}", params)
-                found.extend(row[-1] for row in plan)
-        return execute(sql, params, *rest)
-
-    with connection.execute_wrapper(explain):
-        yield found
-
-
+QUEUES_PAUSED = "SCAN django_dbq_queue"  # a few rows at most
 BY_KEY = "SEARCH django_dbq_job USING INDEX sqlite_autoindex_django_dbq_job_1 (id=?)"
-BY_QUEUE = "SEARCH django_dbq_job USING INDEX dbq_job_claim (queue_name=?)"
-BY_TIME = "SEARCH django_dbq_job USING INDEX dbq_job_future"
+BY_QUEUE = "SEARCH django_dbq_job USING INDEX dbq_job_next (queue_name=?)"
+BY_TIME = "SEARCH django_dbq_job USING INDEX dbq_job_later"
+BY_WAIT = "SEARCH django_dbq_job USING INDEX dbq_job_waiting"
 WORKER_BY_KEY = "SEARCH django_dbq_worker USING INTEGER PRIMARY KEY (rowid=?)"
 BY_WORKER = "SEARCH django_dbq_job USING INDEX dbq_job_held (worker_id=?)"
 
@@ -399,7 +268,7 @@ def test_plans_on_sqlite(
         with subtests.test("claim"):
             jobs = storage.claim(worker.pk, Queues(("queue 1",)), 20, NOW, known)
             assert len(jobs) == 20
-            assert found == [BY_QUEUE, BY_KEY]
+            assert found == [QUEUES_PAUSED, BY_QUEUE, BY_KEY]
         with subtests.test("claim beside suspects"):
             Job.objects.filter(queue_name="queue 3", priority=2).update(lost=1)
             for suspects in Suspects:
@@ -407,7 +276,8 @@ def test_plans_on_sqlite(
                 some = storage.claim(
                     worker.pk, Queues(("queue 3",)), 5, NOW, known, None, None, suspects
                 )
-                assert found in ([BY_QUEUE, BY_KEY], [BY_QUEUE]), found
+                assert found[:2] == [QUEUES_PAUSED, BY_QUEUE]
+                assert found[2:] in ([BY_KEY], [])
                 storage.hand_back(worker.pk, some, NOW)
         with subtests.test("held"):
             overdue = [Overdue(job.pk, job.attempt, NOW, "") for job in jobs[:3]]
@@ -431,12 +301,12 @@ def test_plans_on_sqlite(
             assert {line for line in found if "ORDER BY" not in line} == {BY_KEY}
         with subtests.test("stage"):
             found.clear()
-            assert storage.stage_due(NOW) == 0
-            assert {line.partition(" (")[0] for line in found} == {BY_TIME}
+            assert engine.stage_due(NOW, "default") == 0
+            assert [line.partition(" (")[0] for line in found] == [BY_TIME, BY_TIME, BY_WAIT]
         with subtests.test("next due"):
             found.clear()
             assert storage.next_due(Queues(), NOW) == NOW + HOUR
-            assert {line.partition(" (")[0] for line in found} == {BY_TIME}
+            assert [line.partition(" (")[0] for line in found] == [BY_TIME, BY_WAIT]
 
 
 @pytest.mark.django_db(transaction=False)
@@ -447,8 +317,8 @@ def test_sqlite_reads_the_indexes_of_any_django(storage: Storage, due: str, ahea
         pytest.skip("about SQLite's indexes")
     with connection.cursor() as cursor:
         for name, columns, condition in (
-            ("dbq_job_claim", "queue_name, priority DESC, created", due),
-            ("dbq_job_future", "run_after", ahead),
+            ("dbq_job_next", "queue_name, priority DESC, urgency DESC, created", due),
+            ("dbq_job_later", "run_after", ahead),
         ):
             cursor.execute(f"DROP INDEX {name}")
             cursor.execute(
@@ -458,8 +328,8 @@ def test_sqlite_reads_the_indexes_of_any_django(storage: Storage, due: str, ahea
     with query_plans() as found:
         storage.claim(1, Queues(), 20, NOW, conf.configuration().known_steps)
         storage.stage_due(NOW)
-    assert found[0] == BY_QUEUE
-    assert {line.partition(" (")[0] for line in found[1:]} == {BY_TIME}
+    assert found[:2] == [QUEUES_PAUSED, BY_QUEUE]
+    assert {line.partition(" (")[0] for line in found[2:]} == {BY_TIME}
 
 
 def test_what_is_held_is_looked_up_on_mysql(storage: Storage, worker: Worker) -> None:

@@ -167,6 +167,15 @@ def test_jobs_of_django_db_queue_are_finished(old: Release, new: Release, log: P
     assert {rows[ids[key]]["state"] for key in ("processing", "stopping")} == {"COMPLETE"}
     assert rows[ids["new, run_after ahead"]] == before[ids["new, run_after ahead"]]
 
+    log.unlink()
+    assert new.tell("verbs.py") == {"retried": True, "cancelled": True, "again": False}
+    new.manage("worker", "--until_done")
+    assert read(log) == {ids["failed"]: STEPS[1:]}
+    rows = new.tell("rows.py")
+    assert rows[ids["failed"]]["state"] == "COMPLETE"
+    assert rows[ids["failed"]]["workspace"]["steps"] == STEPS
+    assert rows[ids["new, run_after ahead"]]["state"] == "CANCELLED"
+
 
 def test_the_first_six_migrations_make_the_table_of_django_db_queue(
     old: Release, new: Release, tmp_path: Path

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from asgiref.sync import SyncToAsync
 from django.db import connection, connections
 
 from django_dbq.models import Attempt, Job
@@ -144,6 +145,8 @@ def database_away() -> Iterator[None]:
     """Nobody is connected to the test's database or can be, until the end of the block."""
     name = connection.settings_dict["NAME"]
     connection.close()
+    # Also in the thread that coroutines of earlier tests have called plain code in.
+    SyncToAsync.single_thread_executor.submit(connections.close_all).result()
     elsewhere = connections.create_connection("default")
     elsewhere.settings_dict = {**connection.settings_dict, "NAME": "postgres"}
     with contextlib.closing(elsewhere), elsewhere.cursor() as cursor:

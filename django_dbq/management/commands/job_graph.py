@@ -1,12 +1,13 @@
 """``manage.py job_graph``: a pipeline as a picture."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from ... import conf
-from ...pipelines import Pipeline, UnknownJob
+from ...pipelines import Group, Map, Pipeline, Sleep, Step, UnknownJob, WaitFor
 
 
 class Command(BaseCommand):
@@ -32,21 +33,58 @@ class Command(BaseCommand):
 
 
 def edges(pipeline: Pipeline) -> list[tuple[str, str, str]]:
-    """The arrows as (from, to, label); nodes are ``start``, ``step0`` …, ``complete`` and ``failed``."""
-    names = [f"step{step.place}" for step in pipeline.steps]
-    stops = ["start", *names, "complete"]
+    """The arrows as (from, to, label); nodes are ``start``, ``step0`` …, ``complete`` and ``failed``.
+
+    The branches of a group at place 1 part at ``step1`` and meet again at ``step1_end``.
+    """
+    chain = list(_chain("start", pipeline.steps, "complete"))
     labels = [
-        pipeline.creation_hook or "",
-        *[""] * (len(names) - 1),
-        pipeline.completion_hook or "",
+        _short(pipeline.creation_hook or ""),
+        *[""] * (len(chain) - 2),
+        _short(pipeline.completion_hook or ""),
     ]
-    arrows = [
-        (tail, head, _short(label))
-        for tail, head, label in zip(stops[:-1], stops[1:], labels, strict=True)
-    ]
+    arrows = [(*ends, label) for ends, label in zip(chain, labels, strict=True)]
     if pipeline.failure_hook:
-        arrows += [(name, "failed", _short(pipeline.failure_hook)) for name in names]
+        arrows += [(_end(step), "failed", _short(pipeline.failure_hook)) for step in pipeline.steps]
     return arrows
+
+
+def _chain(tail: str, steps: tuple[Step, ...], head: str) -> Iterator[tuple[str, str]]:
+    for step in steps:
+        yield tail, f"step{step.place}"
+        tail = _end(step)
+        if isinstance(step, Group):
+            for branch in step.branches:
+                yield from _chain(f"step{step.place}", branch, tail)
+    yield tail, head
+
+
+def _end(step: Step) -> str:
+    return f"step{step.place}_end" if isinstance(step, Group) else f"step{step.place}"
+
+
+def _lines(step: Step) -> list[str]:
+    """What is written on a step."""
+    lines = [step.name]
+    if isinstance(step, Map):
+        lines.append(f"over {step.over}")
+    elif isinstance(step, Sleep):
+        lines = [*_given(step, "sleep"), f"sleep {step.seconds} s"]
+    elif isinstance(step, WaitFor):
+        lines = [*_given(step, step.event), f"wait for {step.event}"]
+        if step.patience is not None:
+            lines.append(f"at most {step.patience} s, then {step.on_timeout}")
+    elif isinstance(step, Group):
+        lines = _given(step, "group")
+    if isinstance(step, Group | Map) and step.on_failure != "fail":
+        lines.append(f"on failure: {step.on_failure}")
+    if step.when:
+        lines.append(f"if {_short(step.when)}")
+    return [" ".join(line.split()) for line in lines]
+
+
+def _given(step: Step, default: str) -> list[str]:
+    return [step.name] if step.name != default else []
 
 
 def _short(path: str) -> str:
@@ -77,8 +115,7 @@ def _digraph(pipeline: Pipeline) -> Any:
     graph.attr("node", shape="box", style="rounded", fontname="Helvetica")
     graph.attr("edge", fontname="Helvetica", fontsize="10")
     graph.node("start", shape="circle", label="", width="0.2")
-    for step in pipeline.steps:
-        graph.node(f"step{step.place}", label=_short(step.path), tooltip=step.path)
+    _dot_nodes(graph, pipeline.steps)
     graph.node("complete", label="COMPLETE", style="rounded,filled", fillcolor="#d9f2d9")
     if pipeline.failure_hook:
         graph.node("failed", label="FAILED", style="rounded,filled", fillcolor="#f8d7d7")
@@ -87,13 +124,61 @@ def _digraph(pipeline: Pipeline) -> Any:
     return graph
 
 
+def _dot_nodes(graph: Any, steps: tuple[Step, ...]) -> None:
+    from graphviz import escape, nohtml
+
+    for step in steps:
+        name = f"step{step.place}"
+        label = nohtml("\\n".join(map(escape, _lines(step))))
+        if isinstance(step, Group):
+            bar = {"label": "", "style": "filled", "fillcolor": "black", "width": "0.05"}
+            with graph.subgraph(name=f"cluster_{name}") as frame:
+                frame.attr(label=label, style="dashed" if step.when else "solid", color="#999999")
+                frame.node(name, tooltip="all branches at once", **bar)
+                for branch in step.branches:
+                    _dot_nodes(frame, branch)
+                frame.node(_end(step), tooltip="after all branches", **bar)
+            continue
+        more = {}
+        if type(step) is not Step:
+            more = {"shape": "box3d" if isinstance(step, Map) else "hexagon", "style": "solid"}
+        if step.when:
+            more["style"] = "dashed" if more else "rounded,dashed"
+        graph.node(name, label=label, tooltip=escape(step.path), **more)
+
+
 def mermaid(pipeline: Pipeline) -> str:
-    lines = ["flowchart LR", "    start((start))"]
-    lines += [f'    step{step.place}["{_short(step.path)}"]' for step in pipeline.steps]
+    lines = ["flowchart LR", "    start((start))", *_mermaid_nodes(pipeline.steps, "    ")]
     lines.append("    complete([COMPLETE])")
     if pipeline.failure_hook:
         lines.append("    failed([FAILED])")
     for tail, head, label in edges(pipeline):
         arrow = "-.->" if head == "failed" else "-->"
         lines.append(f"    {tail} {arrow}" + (f"|{label}|" if label else "") + f" {head}")
+    for step in pipeline.every:
+        if step.when:
+            kind = "group" if isinstance(step, Group) else "step"
+            lines.append(f"    style {kind}{step.place} stroke-dasharray: 5 5")
     return "\n".join(lines) + "\n"
+
+
+def _mermaid_nodes(steps: tuple[Step, ...], indent: str) -> Iterator[str]:
+    for step in steps:
+        text = "<br/>".join(map(_mermaid_text, _lines(step))) or " "
+        if isinstance(step, Group):
+            yield f'{indent}subgraph group{step.place}["{text}"]'
+            yield f'{indent}    step{step.place}((" "))'
+            for branch in step.branches:
+                yield from _mermaid_nodes(branch, indent + "    ")
+            yield f'{indent}    {_end(step)}((" "))'
+            yield f"{indent}end"
+        else:
+            left, right = ("[", "]") if type(step) is Step else ("{{", "}}")
+            if isinstance(step, Map):
+                left, right = "[[", "]]"
+            yield f'{indent}step{step.place}{left}"{text}"{right}'
+
+
+def _mermaid_text(text: str) -> str:
+    """``text`` with those characters as entities that would end it or be taken for one."""
+    return "".join(f"#{ord(c)};" if c in '#&"<>`' else c for c in text)

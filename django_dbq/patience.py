@@ -1,4 +1,4 @@
-"""How a worker puts up with its database: it tries again after a deadlock and the like, and waits when it is away."""
+"""How we put up with the database: try again after a deadlock and the like, and wait when it is away."""
 
 import random
 import time
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from django.db import DatabaseError, connections
 
-from ..storage import storage_for
+from .storage import storage_for
 
 T = TypeVar("T")
 
