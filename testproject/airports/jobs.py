@@ -7,7 +7,7 @@ may run twice, if its worker dies at the wrong moment, and then does the same ag
 import json
 from collections import Counter
 from pathlib import Path
-from shutil import rmtree
+from shutil import copytree, rmtree
 from typing import Any
 
 from django.conf import settings
@@ -15,7 +15,7 @@ from django.db.models import Avg, Count, Max
 
 from django_dbq.models import Job
 
-from . import journal, reports, source
+from . import reports, source
 from .models import Airport, Country, JournalEntry
 from .neighbours import nearest
 
@@ -41,8 +41,10 @@ AIRPORT_FIELDS = [
 def read(job: Job) -> None:
     """Fetch the source and keep it in a file, so that the next tasks all see the same rows."""
     rows = source.rows()
+    job.workspace.update(
+        folder=f"imports/{job.id}", source=f"airportsdata {source.version()}", rows=len(rows)
+    )
     _save(_folder(job) / "rows.json", rows)
-    job.workspace.update(source=f"airportsdata {source.version()}", rows=len(rows))
 
 
 def validate(job: Job) -> None:
@@ -120,22 +122,38 @@ def compute(job: Job) -> None:
 
 
 def report(job: Job) -> None:
-    """Write the report on the world and its picture."""
+    """One branch: draft the report on the world and its picture."""
     rejected = _load(_folder(job) / "rejected.json")
-    page, picture = reports.write_world(job.workspace["source"], rejected)
-    job.workspace.update(report=_name(page), picture=_name(picture))
+    page, _ = reports.write_world(_drafts(job), job.workspace["source"], rejected)
+    job.workspace["draft"] = _name(page)
 
 
-def order_country_reports(job: Job) -> None:
-    """Completion hook: tidy up, then create a job for each of the largest countries."""
-    rmtree(_folder(job), ignore_errors=True)
-    journal.complete(job)
-    run = {key: job.workspace[key] for key in ("run",) if key in job.workspace}
-    largest = Country.objects.order_by("-airports_count")[: reports.COUNTRIES]
-    Job.objects.bulk_create(
-        Job(name="country_report", workspace={**run, "country": country.code})
-        for country in largest
+def choose_countries(job: Job) -> None:
+    """The other branch: name the countries that get a page, for the map that follows."""
+    job.workspace["codes"] = [country.code for country in reports.large_countries()]
+
+
+def country_page(job: Job) -> str:
+    """The map's task, run for each code: draft the page of that country and its map; the map collects the names."""
+    reports.draw_country(_drafts(job), job.workspace["item"])
+    return reports.write_country(_drafts(job), job.workspace["item"]).name
+
+
+def publish(job: Job) -> None:
+    """Once it is approved: put the drafts where the site shows them."""
+    copytree(_drafts(job), reports.PUBLISHED, dirs_exist_ok=True)
+    said = job.workspace["approval"] or {}
+    job.workspace.update(
+        approved_by=said.get("by", "somebody"),
+        report=_name(reports.PUBLISHED / "airports.html"),
+        picture=_name(reports.PUBLISHED / "airports.png"),
     )
+    job.workspace.pop("draft")
+
+
+def tidy(job: Job) -> None:
+    """Remove the files of this import: a step of its own, as `publish` needs them when it is run once more."""
+    rmtree(_folder(job), ignore_errors=True)
 
 
 # --- country_report ----------------------------------------------------------------------------
@@ -152,12 +170,14 @@ def gather(job: Job) -> None:
 
 def draw(job: Job) -> None:
     """Draw the country's map."""
-    job.workspace["picture"] = _name(reports.draw_country(job.workspace["country"]))
+    picture = reports.draw_country(reports.PUBLISHED, job.workspace["country"])
+    job.workspace["picture"] = _name(picture)
 
 
 def write(job: Job) -> None:
     """Write the country's page."""
-    job.workspace["report"] = _name(reports.write_country(job.workspace["country"]))
+    page = reports.write_country(reports.PUBLISHED, job.workspace["country"])
+    job.workspace["report"] = _name(page)
 
 
 # --- digest ------------------------------------------------------------------------------------
@@ -188,10 +208,17 @@ def _airport(row: source.Row) -> Airport:
 
 
 def _folder(job: Job) -> Path:
-    """Where an import keeps its rows between tasks; with workers on several machines, a place that all of them see."""
-    folder: Path = settings.VAR / "imports" / str(job.id)
+    """Where an import keeps its files between tasks; with workers on several machines, a place that all of them see.
+
+    Its name is in the workspace, because branches and members of the map are jobs with ids of their own.
+    """
+    folder: Path = settings.VAR / job.workspace["folder"]
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _drafts(job: Job) -> Path:
+    return _folder(job) / "drafts"
 
 
 def _save(path: Path, value: Any) -> None:

@@ -3,14 +3,16 @@
 import json
 import shutil
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, TextIO
 
 from django.conf import settings
+from django.db.models import Q
 from django.utils import timezone
 
 from django_dbq.models import Attempt, Job
 
-FINISHED = [Job.STATES.COMPLETE, Job.STATES.FAILED]
+FINISHED = [Job.STATES.COMPLETE, Job.STATES.FAILED, Job.STATES.CANCELLED]
 BAR = 10  # characters
 
 
@@ -33,14 +35,20 @@ class Progress:
         self.out.flush()
         self.shown = lines
 
+    def say(self, text: str) -> None:
+        """Put something between; what is shown from now on stands below it."""
+        self.out.write(f"{text}\n")
+        self.out.flush()
+        if self.in_place:
+            self.shown = []
+
 
 def line(job: Job) -> str:
     """How far a job is."""
     pipeline: Any = settings.JOBS[job.name]
     steps = len(pipeline["tasks"])
     done = sum(attempt.outcome == "succeeded" for attempt in job.attempts.all())
-    bar = ("#" * (BAR * done // steps)).ljust(BAR, "-")
-    return f"  {title(job):<22} [{bar}] {done}/{steps}  {job.state:<10}  {_now(job)}".rstrip()
+    return f"  {title(job):<18} {_bar(done, steps)} {done}/{steps}  {job.state:<10}  {_now(job)}".rstrip()
 
 
 def title(job: Job) -> str:
@@ -49,11 +57,9 @@ def title(job: Job) -> str:
 
 
 def outcome(job: Job) -> list[str]:
-    """What became of a job: its steps and their durations, its workspace, its error."""
+    """What became of a job: its steps and how long each took, its workspace, its error."""
     attempts = list(job.attempts.all())
-    steps = ", ".join(
-        f"{_task(attempt)} {attempt.duration.total_seconds():.2f} s" for attempt in attempts
-    )
+    steps = ", ".join(_took(list(of_step)) for _, of_step in groupby(attempts, lambda a: a.step))
     facts = {key: job.workspace[key] for key in sorted(job.workspace.keys() - {"run", "country"})}
     lines = [f"steps: {steps or 'none'}"]
     if facts:
@@ -70,14 +76,39 @@ def _now(job: Job) -> str:
         return f"in {', '.join(_task(a) for a in job.attempts.all() if a.error)}"
     if job.state == Job.STATES.COMPLETE:
         return ""
+    if job.state == Job.STATES.WAITING:
+        return _waits_for(job)
     if job.run_after and job.run_after > timezone.now():
         return f"from {job.run_after:%H:%M:%S} UTC"
     return job.next_task.rpartition(".")[2]
+
+
+def _waits_for(job: Job) -> str:
+    others = [title(other) for other in job.depends_on]
+    if others:
+        return f"for {', '.join(others)}"
+    inside = Job.objects.filter(Q(parent=job) | Q(parent__parent=job))
+    if inside and job.next_task == "group":
+        done = inside.filter(state__in=FINISHED).count()
+        return f"for {len(inside)} members {_bar(done, len(inside))}"
+    return job.next_task.replace("wait_for", "for")
+
+
+def _took(attempts: Sequence[Attempt]) -> str:
+    """A step with all its attempts, from the first one's begin to the last one's end."""
+    duration = attempts[-1].finished - attempts[0].started
+    return f"{_task(attempts[0])} {duration.total_seconds():.2f} s"
 
 
 def _task(attempt: Attempt) -> str:
     return attempt.task.rpartition(".")[2]
 
 
+def _bar(done: int, total: int) -> str:
+    return "[" + ("#" * (BAR * done // total)).ljust(BAR, "-") + "]"
+
+
 def _brief(value: object) -> str:
+    if isinstance(value, list):
+        return f"({len(value)})"
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -14,17 +14,23 @@ from .models import Airport, Country
 from .picture import Dot, draw_world
 from .picture import draw_country as draw_country_map
 
-COUNTRIES = 5  # how many countries, the largest, get a page of their own with every import
+PUBLISHED: Path = settings.VAR / "reports"  # what the site shows
+LARGE = 50  # airports; countries with so many get a page of their own with every import
 ROWS = 12  # rows of each list in a report
 
 
-def write_world(source: str, rejected: list[dict[str, Any]]) -> tuple[Path, Path]:
-    """Write the report on all airports; returns where the page and its picture are."""
+def large_countries() -> QuerySet[Country]:
+    """The countries that get a page with every import, the largest first."""
+    return Country.objects.filter(airports_count__gte=LARGE).order_by("-airports_count")
+
+
+def write_world(folder: Path, source: str, rejected: list[dict[str, Any]]) -> tuple[Path, Path]:
+    """Write the report on all airports into a folder; returns where the page and its picture are."""
     airports = Airport.objects.select_related("country", "nearest")
     countries = list(Country.objects.filter(airports_count__gt=0).order_by("-airports_count"))
     total = sum(country.airports_count for country in countries)
     loneliest = list(airports.order_by("-nearest_km")[:ROWS])
-    page, picture = _path("airports.html"), _path("airports.png")
+    page, picture = _path(folder, "airports.html"), _path(folder, "airports.png")
     draw_world(
         _dots(Airport.objects.all(), labelled={airport.icao for airport in loneliest[:7]}),
         picture,
@@ -58,18 +64,18 @@ def write_world(source: str, rejected: list[dict[str, Any]]) -> tuple[Path, Path
     return page, picture
 
 
-def draw_country(code: str) -> Path:
+def draw_country(folder: Path, code: str) -> Path:
     """Draw the map of one country's airports; returns where it is."""
-    path = _path(f"country-{code.lower()}.png")
+    path = _path(folder, f"country-{code.lower()}.png")
     draw_country_map(_dots(Airport.objects.filter(country=code)), path)
     return path
 
 
-def write_country(code: str) -> Path:
+def write_country(folder: Path, code: str) -> Path:
     """Write the page about one country beside its map; returns where it is."""
     country = Country.objects.get(code=code)
     airports = country.airports.select_related("nearest")
-    page = _path(_page(code))
+    page = _path(folder, _page(code))
     _render(
         page,
         "airports/country.html",
@@ -117,9 +123,9 @@ def _country_rows(countries: list[Country]) -> list[tuple[Country, float, str]]:
         (
             country,
             100 * country.airports_count / countries[0].airports_count,
-            _page(country.code) if place < COUNTRIES else "",
+            _page(country.code) if country.airports_count >= LARGE else "",
         )
-        for place, country in enumerate(countries)
+        for country in countries
     ]
 
 
@@ -127,10 +133,9 @@ def _page(code: str) -> str:
     return f"country-{code.lower()}.html"
 
 
-def _path(name: str) -> Path:
-    path: Path = settings.VAR / "reports" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+def _path(folder: Path, name: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
 
 
 def _render(page: Path, template: str, **context: Any) -> None:

@@ -24,7 +24,7 @@ INSTALLED_APPS = [
     "airports",
 ]
 
-# --- The background work: each entry is a pipeline, whose tasks run in this order. --------------
+# --- The background work: each entry is a pipeline, whose steps follow in this order. -----------
 
 JOURNAL = {  # hooks that every pipeline here has: they write down what happens, see airports/journal.py
     "creation_hook": "airports.journal.created",
@@ -43,9 +43,24 @@ JOBS = {
             "airports.jobs.validate",
             "airports.jobs.upsert",
             "airports.jobs.compute",
-            "airports.jobs.report",
+            # Two branches at once: the report on the world; and the countries that get a page, with a job for each.
+            [
+                "airports.jobs.report",
+                [
+                    "airports.jobs.choose_countries",
+                    {
+                        "map": "airports.jobs.country_page",
+                        "over": "codes",
+                        "into": "pages",
+                        "queue": "reports",
+                    },
+                ],
+            ],
+            # All of it is a draft until somebody has said yes, within a week.
+            {"wait_for": "approval", "timeout": 7 * 24 * 3600},
+            "airports.jobs.publish",
+            "airports.jobs.tidy",
         ],
-        "completion_hook": "airports.jobs.order_country_reports",
         "priority": 10,
     },
     "country_report": {

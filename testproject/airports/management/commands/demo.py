@@ -1,7 +1,9 @@
 """`manage.py demo`: a worker process, real jobs on real data, and what became of them."""
 
+import json
 import logging
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -22,13 +24,15 @@ from django.utils import timezone
 
 from airports.models import JournalEntry
 from airports.progress import FINISHED, Progress, outcome, title
-from airports.reports import COUNTRIES
+from airports.reports import PUBLISHED, large_countries
+from airports.views import APPROVAL
 from django_dbq.models import Job
 
 NOWHERE = "ZZ"  # no country's code: its report fails, as intended
-DIGEST_AHEAD = timedelta(seconds=8)
+NOWHERE_AHEAD = timedelta(seconds=5)
 LOOK_EVERY = 0.2  # seconds
-WORKER = ["worker", "--queue", "default", "--queue", "reports", "--reload", "never"]
+QUEUES = ["--queue", "default", "--queue", "reports"]
+WORKER = ["worker", *QUEUES, "--processes", "2", "--reload", "never"]
 STOP_WITHIN = 40  # seconds; a worker lets its running tasks go on for up to 30
 FIRST_PORT = 8000
 
@@ -43,7 +47,7 @@ class Command(BaseCommand):
             "--serve", action="store_true", help="leave worker and admin up until Ctrl-C"
         )
         parser.add_argument(
-            "--timeout", type=float, default=120, help="seconds that the jobs may take (120)"
+            "--timeout", type=float, default=300, help="seconds that the jobs may take (300)"
         )
 
     def handle(self, *, serve: bool, timeout: float, **options: Any) -> None:
@@ -72,25 +76,31 @@ class Command(BaseCommand):
         )
 
     def _run_jobs(self, worker: Process, timeout: float) -> list[Job]:
-        """Create the jobs of this run, and watch until all of them, and those that they create, are finished."""
+        """Create the jobs of this run, and watch until all of them are finished; approve what waits for that."""
         run = uuid.uuid4().hex[:8]
-        self._say(f"Creating jobs; worker {worker.pid} serves the queues default and reports.\n")
-        Job.objects.create(name="import_airports", workspace={"run": run})
-        Job.objects.create(name="country_report", workspace={"run": run, "country": NOWHERE})
+        self._say("Creating jobs; two worker processes serve the queues default and reports.\n")
+        imported = Job.objects.create(name="import_airports", workspace={"run": run})
         Job.objects.create(
-            name="digest", workspace={"run": run}, run_after=timezone.now() + DIGEST_AHEAD
+            name="country_report",
+            workspace={"run": run, "country": NOWHERE},
+            run_after=timezone.now() + NOWHERE_AHEAD,
         )
+        Job.objects.create(name="digest", workspace={"run": run}, depends_on=[imported])
         progress = Progress(sys.stdout)
         deadline = time.monotonic() + timeout
+        approved = False
         while True:
             jobs = list(
-                Job.objects.filter(workspace__run=run)
+                Job.objects.filter(workspace__run=run, parent=None)
                 .order_by("created")
                 .prefetch_related("attempts")
             )
             progress.show(jobs)
             if all(job.state in FINISHED for job in jobs):
                 return jobs
+            if not approved and (jobs[0].state, jobs[0].next_task) == ("WAITING", APPROVAL):
+                self._approve(jobs[0], progress)
+                approved = True
             if worker.poll() is not None:
                 raise CommandError(
                     f"The worker ended with {worker.returncode}:\n{_log_end('worker')}"
@@ -98,6 +108,32 @@ class Command(BaseCommand):
             if time.monotonic() > deadline:
                 raise CommandError(f"Not finished after {timeout:.0f} s.\n{_log_end('worker')}")
             time.sleep(LOOK_EVERY)
+
+    def _approve(self, job: Job, progress: Progress) -> None:
+        """Do what a person would do who has looked at the draft."""
+        progress.say(f"\n  The draft is there: {settings.VAR / job.workspace['draft']}")
+        progress.say("  Why does the job not go on?\n")
+        self._type(progress, "jobs", "explain", str(job.pk))
+        progress.say("\n  The demo has looked at the draft, and likes it:\n")
+        self._type(
+            progress, "jobs", "send", str(job.pk), "approval", json.dumps({"by": "the demo"})
+        )
+        progress.say("")
+
+    def _type(self, progress: Progress, *command: str) -> None:
+        """Run a command of manage.py as a person would, and show it with what it prints."""
+        progress.say(f"    $ python manage.py {shlex.join(command)}")
+        done = subprocess.run(
+            [sys.executable, settings.BASE_DIR / "manage.py", *command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise CommandError(f"It ended with {done.returncode}:\n{done.stderr}")
+        for text in done.stdout.splitlines():
+            progress.say(f"    {text}")
 
     def _tell(self, jobs: list[Job]) -> None:
         self._say("\nWhat became of them:")
@@ -122,8 +158,12 @@ class Command(BaseCommand):
             for job in jobs
             if job.state != _expected(job)
         ]
-        if (reports := sum(job.name == "country_report" for job in jobs)) != 1 + COUNTRIES:
-            wrong.append(f"there are {reports} country reports, not {1 + COUNTRIES}")
+        written = {path.name for path in PUBLISHED.glob("country-*.html")}
+        if missing := {page for job in jobs for page in job.workspace.get("pages", ())} - written:
+            wrong.append(f"pages are missing: {missing}")
+        pages, countries = len(jobs[0].workspace.get("pages", ())), large_countries().count()
+        if pages != countries:
+            wrong.append(f"{pages} countries have a page, not {countries}")
         if not JournalEntry.objects.filter(job_id__in=[job.id for job in jobs], event="failed"):
             wrong.append("the failure hook left no trace")
         wrong += [
