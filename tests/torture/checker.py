@@ -1,232 +1,91 @@
 """Prove from the rows that a round has left that nothing was lost, doubled or stuck. Pure: rows in, findings out.
 
 An *execution* is a task's run under one claim: (job, worker, attempt number). It *won* if its attempt was recorded as
-succeeded, failed or retried. It was *cut off* if its attempt was recorded as lost or timed out, or was given back when
-its worker ended: such a task may go on for a while and leave effects (a *zombie's*), unless its step is atomic.
+succeeded, failed, retried or waited. It was *cut off* if its attempt was recorded as lost, timed out or cancelled, or
+was given back when its worker ended: such a task may go on for a while and leave effects (a *zombie's*), unless its
+step is atomic. What is promised of jobs that belong together, and to those who intervene, is in `relations`.
 """
 
 import datetime
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
-from uuid import UUID
 
-from .kinds import Kind
+from . import relations
+from .history import (
+    CUT_OFF,
+    FAILED,
+    FINISHED,
+    LOST,
+    SUCCEEDED,
+    TICK,
+    TIMED_OUT,
+    WAITED,
+    Finding,
+    History,
+    Life,
+    is_database_error,
+)
+from .kinds import Verb
 
-# The database's clock counts whole milliseconds on SQLite; the workers' microseconds.
-TICK = datetime.timedelta(milliseconds=2)
-LOSSES = 3  # after so many, a job counts as the killer of its workers
 # A stopping worker gives an attempt back at most so long before its end: its grace, and the writing.
 WIND_UP = datetime.timedelta(seconds=8)
-
-DATABASE_ERROR = re.compile(r"^django\.db\.utils\.(Operational|Interface)Error: ", re.MULTILINE)
-
-SUCCEEDED, FAILED, TIMED_OUT, LOST, RETRIED = "succeeded", "failed", "timed_out", "lost", "retried"
-CUT_OFF = (LOST, TIMED_OUT)
-
-
-class JobRow(NamedTuple):
-    id: UUID
-    name: str
-    state: str
-    attempt: int
-    worker: int | None
-    finished: datetime.datetime | None
-    workspace: dict[str, Any]
-
-
-class AttemptRow(NamedTuple):
-    job: UUID
-    number: int
-    step: int
-    outcome: str
-    worker: str  # its label
-    started: datetime.datetime
-    finished: datetime.datetime
-    error: str
-
-
-class EffectRow(NamedTuple):
-    job: UUID
-    step: int
-    attempt: int
-    worker: int
-    kind: str
-    pid: int
-    at: datetime.datetime
-
-
-class WorkerRow(NamedTuple):
-    id: int
-    label: str
-    stopped: datetime.datetime | None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A broken promise.
-
-    Args:
-        invariant: the name of the check that found it.
-        text: what is wrong.
-        job: of which job, if it is about one.
-    """
-
-    invariant: str
-    text: str
-    job: UUID | None = None
-
-
-@dataclass
-class History:
-    """All rows after a round, and what was to be done.
-
-    Args:
-        planned: the names of the jobs that were created, by id.
-    """
-
-    planned: Mapping[UUID, str]
-    kinds: Mapping[str, Kind]
-    jobs: list[JobRow] = field(default_factory=list)
-    attempts: list[AttemptRow] = field(default_factory=list)
-    effects: list[EffectRow] = field(default_factory=list)
-    workers: list[WorkerRow] = field(default_factory=list)
-
-    @cached_property
-    def lives(self) -> list["Life"]:
-        """Each job with all that belongs to it, attempts and effects in order."""
-        attempts, effects = defaultdict(list), defaultdict(list)
-        for attempt in sorted(self.attempts, key=lambda row: row.number):
-            attempts[attempt.job].append(attempt)
-        for effect in sorted(self.effects, key=lambda row: row.at):
-            effects[effect.job].append(effect)
-        labels = {worker.id: worker.label for worker in self.workers}
-        return [
-            Life(job, self.kinds[job.name], attempts[job.id], effects[job.id], labels)
-            for job in self.jobs
-        ]
-
-    @cached_property
-    def children(self) -> dict[str, list[JobRow]]:
-        """Follow-on jobs by the id of the job that has created them."""
-        children = defaultdict(list)
-        for job in self.jobs:
-            if "parent" in job.workspace:
-                children[job.workspace["parent"]].append(job)
-        return children
-
-
-@dataclass
-class Life:
-    """One job, its attempts by number and its effects by time."""
-
-    job: JobRow
-    kind: Kind
-    attempts: list[AttemptRow]
-    effects: list[EffectRow]
-    labels: Mapping[int, str]  # of workers
-
-    def attempt_of(self, effect: EffectRow) -> AttemptRow | None:
-        """The attempt that this effect's execution has become; None if its number was given back."""
-        label = self.labels.get(effect.worker)
-        for attempt in self.attempts:
-            if attempt.number == effect.attempt and attempt.worker == label:
-                return attempt
-        return None
-
-    def is_cut_off(self, effect: EffectRow) -> bool:
-        attempt = self.attempt_of(effect)
-        return attempt is None or attempt.outcome in CUT_OFF
-
-    def began(self, attempt: AttemptRow) -> datetime.datetime | None:
-        """When an attempt began. Of a lost one there is only the claim's own time, from before it waited for its turn:
-        what it has done tells, if it has done anything.
-        """
-        if attempt.outcome != LOST:
-            return attempt.started
-        done = [e.at for e in self.effects if self.attempt_of(e) is attempt]
-        return min(done, default=None)
-
-    def at_step(self, step: int, *outcomes: str) -> list[AttemptRow]:
-        return [a for a in self.attempts if a.step == step and a.outcome in outcomes]
-
-    @property
-    def gave_up(self) -> AttemptRow | None:
-        """The attempt in which the job was failed without being run, because of what became of those before."""
-        last = self.attempts[-1] if self.attempts else None
-        if last is None or last.outcome != FAILED or self.job.state != "FAILED":
-            return None
-        losses = len(self.at_step(last.step, LOST))
-        killer = losses >= (1 if self.kind.on_lost == "fail" else LOSSES)
-        overran = self.kind.ends == "FAILED" and self.at_step(last.step, TIMED_OUT)
-        return last if killer or overran else None
-
-    def text(self) -> str:
-        """All that is known, in the order of time."""
-        lines = [
-            (a.started, f"attempt {a.number} of step {a.step} by {a.worker} begins")
-            for a in self.attempts
-        ]
-        for a in self.attempts:
-            why = a.error.strip().rpartition("\n")[2]
-            lines.append(
-                (
-                    a.finished,
-                    f"attempt {a.number} of step {a.step} by {a.worker}: {a.outcome} {why}",
-                )
-            )
-        lines += [
-            (
-                e.at,
-                f"{e.kind} of step {e.step}, attempt {e.attempt}, worker {e.worker}, pid {e.pid}",
-            )
-            for e in self.effects
-        ]
-        if self.job.finished is not None:
-            lines.append((self.job.finished, "finished"))
-        told = "\n".join(f"    {at:%H:%M:%S.%f} {line}" for at, line in sorted(lines))
-        return f"{self.job}\n{told}"
 
 
 # -- the promises: each yields what breaks it --
 
 
 def every_job_is_there(history: History) -> Iterator[Finding]:
-    """A job that was created is there, and there is no other but follow-ons of these."""
+    """A job that was created is there, and there is no other but follow-ons of these, and members."""
     rows = Counter(job.id for job in history.jobs)
     for key, name in history.planned.items():
         if not rows[key]:
             yield Finding("every_job_is_there", f"a {name!r} job is lost", key)
     for job in history.jobs:
-        if job.id not in history.planned and job.name != "follow-on":
+        if job.parent is not None and job.parent not in rows:
+            yield Finding("every_job_is_there", "a member of nobody", job.id)
+        elif job.parent is None and job.id not in history.planned and job.name != "follow-on":
             yield Finding("every_job_is_there", "nobody has asked for this job", job.id)
 
 
 def every_job_has_ended(history: History) -> Iterator[Finding]:
-    """COMPLETE, or FAILED or PAUSED with a recorded reason that its kind allows."""
+    """COMPLETE, or in another state with a recorded reason that its kind allows, or that somebody has wanted."""
     for life in history.lives:
-        job, kind = life.job, life.kind
-        reason = life.attempts[-1].error.strip() if life.attempts else ""
-        if job.state == "COMPLETE":
-            allowed = kind.ends == "COMPLETE"
-        elif job.state == "FAILED":
-            allowed = kind.ends == "FAILED" or life.gave_up is not None
-        elif job.state == "PAUSED":
-            allowed = kind.on_lost == "hold" and life.attempts[-1:] != []
-            allowed = allowed and life.attempts[-1].outcome == LOST
-        else:
-            yield Finding("every_job_has_ended", f"still {job.state}", job.id)
-            continue
+        job, last = life.job, life.attempts[-1] if life.attempts else None
+        reason = last.error.strip() if last is not None else ""
+        match job.state:
+            case "COMPLETE":
+                allowed = life.kind.ends == "COMPLETE" or life.parent is not None
+                allowed = allowed and not life.is_doomed
+            case "FAILED":
+                allowed = last is not None and (
+                    life.is_doomed or life.gave_up(last) or life.members_failed(last)
+                )
+            case "PAUSED":
+                allowed = life.kind.on_lost == "hold" and last is not None and last.outcome == LOST
+            case "CANCELLED":
+                allowed = life.cancelled is not None or is_rest(life)
+            case "BLOCKED" | "WAITING":
+                allowed = job.id in history.at_rest
+            case _:
+                allowed = False
         if not allowed:
             yield Finding("every_job_has_ended", f"{job.state}: {reason or 'no reason'}", job.id)
-        elif job.state != "COMPLETE" and not reason:
+        elif job.state in ("FAILED", "PAUSED") and not reason:
             yield Finding("every_job_has_ended", f"{job.state} without a reason", job.id)
-        if (job.finished is None) != (job.state == "PAUSED"):
+        if (job.finished is not None) != (job.state in FINISHED):
             yield Finding("every_job_has_ended", f"{job.state}, finished {job.finished}", job.id)
+
+
+def is_rest(life: Life) -> bool:
+    """Whether it is a member that was cancelled because another has failed, or is inside of such a member."""
+    parent = life.parent
+    while parent is not None and life.inside is not None:
+        others = [other.job.state for other in parent.members_of(life.inside)]
+        if life.inside.policy == "cancel_rest" and "FAILED" in others:
+            return True
+        life, parent = parent, parent.parent
+    return False
 
 
 def no_orphan_claims(history: History) -> Iterator[Finding]:
@@ -263,34 +122,55 @@ def attempts_do_not_overlap(history: History) -> Iterator[Finding]:
 def steps_succeed_once_in_order(history: History) -> Iterator[Finding]:
     """Each step up to where the job stands succeeded once, in order, and left its mark in the workspace."""
     for life in history.lives:
-        done = [a.step for a in life.attempts if a.outcome == SUCCEEDED]
-        if done != list(range(len(done))):
+        done, places = life.done, [place.number for place in life.sequence]
+        if done != places[: len(done)]:
             yield Finding("steps_succeed_once_in_order", f"steps {done} succeeded", life.job.id)
-        if life.job.state == "COMPLETE" and len(done) != len(life.kind.tasks):
-            text = f"COMPLETE after {len(done)} of {len(life.kind.tasks)} steps"
+        if life.job.state == "COMPLETE" and len(done) != len(places):
+            text = f"COMPLETE after {len(done)} of {len(places)} steps"
             yield Finding("steps_succeed_once_in_order", text, life.job.id)
-        trail = life.job.workspace.get("trail", [])
-        if trail != done:
-            text = f"steps {done} succeeded and the workspace has {trail}"
+        workspace = life.job.workspace
+        tasks = {place.number for place in life.places("task")}
+        if life.parent is None and workspace.get("trail", []) != [n for n in done if n in tasks]:
+            text = f"steps {done} succeeded and the workspace has {workspace.get('trail')}"
+            yield Finding("steps_succeed_once_in_order", text, life.job.id)
+        marks = {
+            int(key.removeprefix("mark ")): number
+            for key, number in workspace.items()
+            if key.startswith("mark ")
+        }
+        if marks != life.marks():
+            text = f"inside, {dict(life.marks())} have succeeded, and the workspace has {marks}"
             yield Finding("steps_succeed_once_in_order", text, life.job.id)
 
 
 def no_step_before_its_predecessor(history: History) -> Iterator[Finding]:
-    """Nothing of a step happens before the step in front of it has succeeded."""
+    """Nothing of a step happens before the step in front of it has succeeded, and nothing of a member's first one
+    before its group or map has begun.
+    """
     for life in history.lives:
         ends = {a.step: a.finished for a in life.attempts if a.outcome == SUCCEEDED}
+        before: dict[int, datetime.datetime | None] = {}
+        if life.parent is not None:
+            begun = [a for a in life.parent.attempts if a.number == life.job.parent_round]
+            ends[-1] = min((a.finished for a in begun if a.outcome == WAITED), default=None)
+        numbers = [place.number for place in life.sequence]
+        for one, other in pairwise([-1, *numbers]):
+            before[other] = ends.get(one)
         for effect in life.effects:
-            if not effect.step:
+            if life.parent is None and numbers[:1] == [effect.step]:
                 continue
-            before = ends.get(effect.step - 1)
-            if before is None or effect.at < before - TICK:
-                text = f"{effect.kind} of step {effect.step}; the one before it ended {before or 'never'}"
+            end = before.get(effect.step)
+            if end is None or effect.at < end - TICK:
+                text = (
+                    f"{effect.kind} of step {effect.step}; the one before it ended {end or 'never'}"
+                )
                 yield Finding("no_step_before_its_predecessor", text, life.job.id)
 
 
 def winners_did_the_work(history: History) -> Iterator[Finding]:
-    """An attempt that is recorded as succeeded has run from its start to its end, once."""
+    """An attempt that is recorded as succeeded has run from its start to its end, once, if its step is a task."""
     for life in history.lives:
+        tasks = {place.number for place in life.places("task")}
         for attempt in life.attempts:
             if attempt.outcome != SUCCEEDED or attempt.step in life.kind.atomic:
                 continue
@@ -299,7 +179,7 @@ def winners_did_the_work(history: History) -> Iterator[Finding]:
                 for e in life.effects
                 if e.attempt == attempt.number and life.labels.get(e.worker) == attempt.worker
             ]
-            if kinds != ["start", "end"]:
+            if kinds != (["start", "end"] if attempt.step in tasks else []):
                 text = f"attempt {attempt.number} succeeded and has done {kinds}"
                 yield Finding("winners_did_the_work", text, life.job.id)
 
@@ -307,7 +187,8 @@ def winners_did_the_work(history: History) -> Iterator[Finding]:
 def atomic_effects_are_exact(history: History) -> Iterator[Finding]:
     """An atomic step's effect is there once if the step has succeeded, by that very attempt, and else not at all."""
     for life in history.lives:
-        for step in sorted(life.kind.atomic):
+        steps = {place.number for place in life.sequence} & life.kind.atomic
+        for step in sorted(steps):
             won = [a.number for a in life.at_step(step, SUCCEEDED)]
             left = [e.attempt for e in life.effects if e.kind == "atomic" and e.step == step]
             if left != won:
@@ -316,13 +197,22 @@ def atomic_effects_are_exact(history: History) -> Iterator[Finding]:
 
 
 def follow_ons_are_exact(history: History) -> Iterator[Finding]:
-    """A step that creates a job has created one if it has succeeded, and else none."""
+    """A step that creates jobs has created them if it has succeeded or waited for them, and else none; if it is not
+    atomic, it may have come to some.
+    """
     for life in history.lives:
         children = len(history.children.get(str(life.job.id), ()))
         creates = life.kind.creates
-        wanted = 0 if creates is None else len(life.at_step(creates, SUCCEEDED))
-        if children != wanted:
-            text = f"{children} follow-on jobs instead of {wanted}"
+        number = int(life.job.workspace.get("orders", 1))
+        wanted = range(1)
+        if creates is not None:
+            done = bool(life.at_step(creates, SUCCEEDED, WAITED))
+            if done:
+                wanted = range(number, number + 1)
+            elif creates not in life.kind.atomic:
+                wanted = range(number + 1)
+        if children not in wanted:
+            text = f"{children} follow-on jobs instead of {wanted.stop - 1}"
             yield Finding("follow_ons_are_exact", text, life.job.id)
     for parent in history.children.keys() - {str(job.id) for job in history.jobs}:
         yield Finding("follow_ons_are_exact", f"follow-on of {parent}, which is not there")
@@ -370,21 +260,28 @@ def one_run_per_claim(history: History) -> Iterator[Finding]:
 def nothing_after_the_end(history: History) -> Iterator[Finding]:
     """Once a job has ended, only what a cut-off task still does can come; in an atomic step not even that."""
     for life in history.lives:
-        if life.job.finished is None:
+        if life.ended is None:
             continue
         for effect in life.effects:
-            late = effect.at > life.job.finished + TICK
+            late = effect.at > life.ended + TICK
             if late and (effect.kind == "atomic" or not life.is_cut_off(effect)):
                 text = f"{effect.kind} of attempt {effect.attempt} after the job had ended"
                 yield Finding("nothing_after_the_end", text, life.job.id)
 
 
 def failure_hooks_are_exact(history: History) -> Iterator[Finding]:
-    """The failure hook ran for a job that FAILED, and for no other."""
+    """The failure hook ran when a job had failed for good, until somebody had it retried, and for no other reason; an
+    execution that was cut off may have run it as well. Members have none.
+    """
     for life in history.lives:
-        hooks = sum(effect.kind == "hook" for effect in life.effects)
-        if (life.job.state == "FAILED") != bool(hooks):
-            text = f"{life.job.state}, and its failure hook ran {hooks} times"
+        final = {a.number for a in life.attempts if life.is_final(a)}
+        ran = {
+            effect.attempt
+            for effect in life.effects
+            if effect.kind == "hook" and (effect.attempt in final or not life.is_cut_off(effect))
+        }
+        if ran != (final if life.parent is None else set()):
+            text = f"{life.job.state}, failed in attempts {final}, and its hook ran in {ran}"
             yield Finding("failure_hooks_are_exact", text, life.job.id)
 
 
@@ -394,33 +291,37 @@ def failures_are_counted(history: History) -> Iterator[Finding]:
         wanted = life.job.workspace.get("fails", life.job.workspace.get("overruns"))
         if wanted is None or life.job.state != "COMPLETE":
             continue
-        for step, task in enumerate(life.kind.tasks):
-            if not task.startswith(("flaky", "overrunning")):
+        again = 1 + len(
+            list(life.deeds_of(Verb.RETRY))
+        )  # who has a job retried has it counted anew
+        for place in life.places("task"):
+            if not place.what.startswith(("flaky", "overrunning")):
                 continue
-            failures = life.at_step(step, FAILED, TIMED_OUT)
+            failures = life.at_step(place.number, FAILED, TIMED_OUT)
             planned = sum("Planned" in attempt.error for attempt in failures)
-            if len(failures) < wanted or planned > wanted:
-                text = f"step {step}: {wanted} failures wanted, {len(failures)} recorded"
+            if len(failures) < wanted or planned > wanted * again:
+                text = f"step {place.number}: {wanted} failures wanted, {len(failures)} recorded"
                 yield Finding("failures_are_counted", text, life.job.id)
 
 
 def nothing_fails_unasked(history: History) -> Iterator[Finding]:
-    """A failure is one that the plan asks for, a database that went away under a transaction, or what losses led to."""
+    """A failure is one that the plan asks for, a database that went away under a transaction, members that have failed,
+    or what losses led to.
+    """
     for life in history.lives:
         for attempt in life.attempts:
+            place = life.kind.every[attempt.step]
             asked = "lanned" in attempt.error or is_database_error(attempt)
-            if attempt.outcome == FAILED and not asked and attempt is not life.gave_up:
+            asked = asked or life.gave_up(attempt) or life.members_failed(attempt)
+            if attempt.outcome == FAILED and not asked:
                 text = f"attempt {attempt.number}: {attempt.error.strip().rpartition(chr(10))[2]}"
                 yield Finding("nothing_fails_unasked", text, life.job.id)
-            if attempt.outcome == TIMED_OUT and "timeout" not in life.kind.options:
+            timeout = "timeout" in (
+                place.options if place.form == "wait_for" else life.kind.options
+            )
+            if attempt.outcome == TIMED_OUT and not timeout:
                 text = f"attempt {attempt.number} timed out, without a timeout"
                 yield Finding("nothing_fails_unasked", text, life.job.id)
-
-
-def is_database_error(attempt: AttemptRow) -> bool:
-    """Whether an attempt failed because its database went away or was busy."""
-    # Its message may have several lines; before it stands what it was caused by, which the driver calls the same.
-    return attempt.outcome == FAILED and bool(DATABASE_ERROR.search(attempt.error))
 
 
 INVARIANTS: tuple[Callable[[History], Iterator[Finding]], ...] = (
@@ -441,6 +342,7 @@ INVARIANTS: tuple[Callable[[History], Iterator[Finding]], ...] = (
     failure_hooks_are_exact,
     failures_are_counted,
     nothing_fails_unasked,
+    *relations.INVARIANTS,
 )
 
 

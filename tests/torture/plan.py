@@ -1,15 +1,15 @@
 """What a round does, from its seed alone: which jobs, which workers, and what happens to them in which order."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import cycle
 from random import Random
 from typing import Any
 from uuid import UUID
 
-from .kinds import KINDS
+from .kinds import KINDS, Verb
 
 LEASE = 2.0  # seconds, of the workers
 GRACE = 3.0  # seconds that a stopping worker lets its tasks go on
@@ -73,11 +73,38 @@ MEASURES = (
 )
 
 
+# A job may depend on so many of those that were created before it, of so many at the end; and how often it does.
+PICKS, RECENT, PICKY = (1, 3), 40, 0.4
+HURRIED = 0.1  # how many have a deadline
+AFTER_BEGIN = 0.4  # seconds, within which most jobs do what they do
+
+
 @dataclass(frozen=True)
 class PlannedJob:
     id: UUID
     name: str
     workspace: dict[str, Any]
+    needs: tuple[UUID, ...] = ()  # the jobs that it depends on
+    mode: str = "all"
+    on_failure: str = "block"
+    deadline: float | None = None  # seconds after its creation
+
+
+@dataclass(frozen=True)
+class Errand:
+    """Something that is done to a job.
+
+    Args:
+        at: seconds after the start of the round, at the earliest; all that is done to one job keeps its distances.
+        payload: of an event that is sent.
+        after_begin: and not before so many seconds after a worker has begun with the job.
+    """
+
+    at: float
+    verb: Verb
+    job: UUID
+    payload: int = 0
+    after_begin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +141,7 @@ class Plan:
     seconds: float
     workers: tuple[tuple[str, ...], ...]
     events: tuple[Event, ...]
+    errands: tuple[Errand, ...]
 
     @property
     def jobs(self) -> tuple[PlannedJob, ...]:
@@ -122,6 +150,8 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"worker {n}: {' '.join(flags) or '-'}" for n, flags in enumerate(self.workers)]
         lines += [f"{place:4} {event}" for place, event in enumerate(self.events)]
+        verbs = Counter(errand.verb for errand in self.errands)
+        lines.append(", ".join(f"{count} times {verb}" for verb, count in sorted(verbs.items())))
         return "\n".join(lines)
 
 
@@ -137,10 +167,18 @@ def draw(seed: int, seconds: float, jobs: int, workers: int, restarts: bool) -> 
     random = Random(seed)
     events = list(_disorder(random, seconds, restarts))
     batches = max(1, round(2 * seconds))
+    recent: deque[UUID] = deque(maxlen=RECENT)
+    created, errands = 0, []
     for batch in range(batches):
-        count = jobs * (batch + 1) // batches - jobs * batch // batches
-        drawn = tuple(_job(random) for _ in range(count))
-        events.append(Event(seconds * batch / batches, Action.CREATE, jobs=drawn))
+        at = seconds * batch / batches
+        drawn: list[PlannedJob] = []
+        while created < jobs * (batch + 1) // batches:
+            together = _jobs(random, recent)
+            for job in together:
+                errands += _errands(random, job, at)
+            drawn += together
+            created += len(together)
+        events.append(Event(at, Action.CREATE, jobs=tuple(drawn)))
     for number in range(max(1, round(seconds / 40))):
         at = random.uniform(0, seconds / 2)
         events.append(Event(at, Action.CREATE, jobs=(_job(random, "stuck"),)))
@@ -148,13 +186,48 @@ def draw(seed: int, seconds: float, jobs: int, workers: int, restarts: bool) -> 
         at = random.uniform(0, seconds / 2) if number else seconds
         events.append(Event(at, Action.CREATE, jobs=(_job(random, "hogging"),)))
     events.sort(key=lambda event: event.at)
+    errands.sort(key=lambda errand: errand.at)
     flags = tuple(WORKERS[n % len(WORKERS)] for n in range(workers))
-    return Plan(seed, seconds, flags, tuple(events))
+    return Plan(seed, seconds, flags, tuple(events), tuple(errands))
 
 
-def _job(random: Random, name: str | None = None) -> PlannedJob:
-    if name is None:
-        (name,) = random.choices(list(KINDS), [kind.share for kind in KINDS.values()])
+def _jobs(random: Random, recent: deque[UUID]) -> list[PlannedJob]:
+    """Those of one kind that are created together; most come alone.
+
+    Args:
+        recent: the last jobs before, which these may depend on and are added to.
+    """
+    (name,) = random.choices(list(KINDS), [kind.share for kind in KINDS.values()])
+    kind = KINDS[name]
+    drawn: list[PlannedJob] = []
+    for inner in kind.shape:
+        job = _job(random, name)
+        needs = [drawn[number].id for number in inner]
+        if kind.picks and recent and random.random() < PICKY:
+            needs += random.sample(recent, min(len(recent), random.randint(*PICKS)))
+        if needs:
+            mode = random.choices(("all", "any"), (3, 1))[0]
+            on_failure = random.choices(("block", "proceed"), (3, 1))[0]
+            job = replace(job, needs=tuple(needs), mode=mode, on_failure=on_failure)
+        if random.random() < HURRIED:
+            job = replace(job, deadline=round(random.uniform(1, 60), 2))
+        drawn.append(job)
+    if kind.on_lost != "hold":  # nobody would resume it, and what waits for it would do so for ever
+        recent.extend(job.id for job in drawn)
+    return drawn
+
+
+def _errands(random: Random, job: PlannedJob, at: float) -> list[Errand]:
+    """What is done to a job that is created at that time: at moments of its own, or counted from its beginning."""
+    meddling = KINDS[job.name].meddling(random)
+    begin = round(random.uniform(0, AFTER_BEGIN), 3) if random.random() < 0.7 else None
+    return [
+        Errand(round(at + delay, 3), verb, job.id, number, None if number else begin)
+        for number, (delay, verb) in enumerate(meddling)
+    ]
+
+
+def _job(random: Random, name: str) -> PlannedJob:
     key = UUID(int=random.getrandbits(128), version=4)
     return PlannedJob(key, name, KINDS[name].workspace(random))
 
@@ -167,9 +240,8 @@ def _disorder(random: Random, seconds: float, restarts: bool) -> Iterator[Event]
         end = max(now, min(now + STORM, seconds - settling - rescue))
         yield from _storm(random, now, end, restarts)
         now = end + settling
-        slow = tuple(
-            _job(random, "slow") for _ in range(12)
-        )  # so that there is something to rescue
+        # So that there is something to rescue.
+        slow = tuple(_job(random, "slow") for _ in range(12))
         yield Event(now, action, random.random(), jobs=slow)
         now += rescue
 

@@ -7,7 +7,7 @@ from statistics import median
 from uuid import UUID
 
 from . import checker
-from .checker import Finding, History
+from .history import Finding, History, is_database_error
 from .plan import LEASE, RESCUE_WITHIN, Action, Plan
 
 SHOWN = 3  # findings of a kind that are told with all that is known of their job
@@ -34,6 +34,7 @@ class Report:
     rescues: Sequence[Rescue]
     findings: Sequence[Finding]
     exits: Counter[int]  # the exit codes of the worker commands
+    refused: Counter[str]  # what the database has said to those who wanted something of jobs
 
     @property
     def kills(self) -> int:
@@ -49,7 +50,10 @@ class Report:
         states = Counter(job.state for job in history.jobs)
         there = {job.id for job in history.jobs}
         lost = sum(key not in there for key in history.planned)
-        away = sum(map(checker.is_database_error, history.attempts))
+        members = sum(job.parent is not None for job in history.jobs)
+        deeds = Counter(deed.verb for deed in history.deeds if deed.done)
+        refused = sum(not deed.done for deed in history.deeds)
+        away = sum(map(is_database_error, history.attempts))
         froze = done[Action.FREEZE] + done[Action.FREEZE_ALL]
         told = done[Action.TERMINATE] + done[Action.TERMINATE_TWICE]
         restarts: object = done[Action.RESTART_SERVER]
@@ -59,7 +63,7 @@ class Report:
             ("seed", self.plan.seed),
             ("database", self.database),
             ("disorder", f"{self.seconds:.0f} s, {len(self.plan.workers)} worker commands"),
-            ("jobs", f"{len(history.jobs)} ({listed(states)})"),
+            ("jobs", f"{len(history.jobs)}, {members} of them members ({listed(states)})"),
             ("attempts", f"{len(history.attempts)} ({listed(outcomes)})"),
             (
                 "survived kills",
@@ -68,6 +72,8 @@ class Report:
             ("survived freezes", froze),
             ("survived SIGTERMs", f"{told}, {done[Action.TERMINATE_TWICE]} of them twice"),
             ("server restarts", restarts),
+            ("done to jobs", f"{listed(deeds)}; {refused} times there was nothing to be done"),
+            ("", f"in the way: {listed(self.refused)}"),
             ("exit codes", listed(self.exits)),
             ("lost jobs", lost),
             ("doubled atomic effects", checker.doubled_atomic_effects(history)),

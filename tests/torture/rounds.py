@@ -13,11 +13,12 @@ from typing import TypeVar
 from django.db import InterfaceError, OperationalError, connection
 from django.utils import timezone
 
-from django_dbq.models import Attempt, Job, Worker
+from django_dbq.models import Attempt, Dependency, Job, JobEvent, Worker
 
-from . import checker
-from .checker import Finding, History
+from . import checker, history
+from .errands import Errands
 from .fleet import Fleet, parent_of
+from .history import FINISHED, LOST, Deed, Finding, History
 from .kinds import KINDS
 from .models import Effect
 from .plan import GRACE, LEASE, RESCUE_WITHIN, Action, Event, Plan, PlannedJob
@@ -26,15 +27,18 @@ from .servers import Server
 
 T = TypeVar("T")
 
-ENDED = ("COMPLETE", "FAILED", "PAUSED")
 PATIENCE = 60.0  # seconds without any attempt, after which the rest of the work counts as stuck
 LOOK_EVERY = 0.05  # seconds between two looks at the workers
 # What no round may cause in a worker's log.
-ALARMS = ("Exception in thread", "Fatal Python error", "The watchdog has failed")
-
-IN_FLIGHT = (
-    0.2  # seconds in which the database carries out what a worker had sent before it was frozen
+ALARMS = (
+    "Exception in thread",
+    "Fatal Python error",
+    "The watchdog has failed",
+    "Jobs waited for what is gone",  # and nobody has deleted anything
 )
+
+# Seconds in which the database carries out what a worker had sent before it was frozen.
+IN_FLIGHT = 0.2
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,11 @@ class Round:
         flags = ("--timeout", f"{LEASE:g}", "--grace", f"{GRACE:g}", "--tick", "0.2")
         workers = [(*one, *flags, "--reload", "never") for one in plan.workers]
         self.fleet = Fleet(folder, workers, {"TORTURE_DATABASE": database})
+        self.errands = Errands(plan.errands)
 
     def run(self) -> Report:
         begun = time.monotonic()
+        self.errands.start()
         try:
             for event in self.plan.events:
                 while (left := begun + event.at - time.monotonic()) > 0:
@@ -89,9 +95,10 @@ class Round:
             self._let_them_finish()
         finally:
             left_behind = self.fleet.stop(GRACE + 15)
-        history = patiently(lambda: read_history(self.plan))
-        rescues = list(self._rescues(history))
-        findings = [*self._judge_processes(left_behind), *checker.check(history)]
+            self.errands.end()
+        rows = patiently(lambda: read_history(self.plan, self.errands.deeds))
+        rescues = list(self._rescues(rows))
+        findings = [*self._judge_processes(left_behind), *checker.check(rows)]
         findings += [
             Finding("rescue_in_time", f"{rescue.seconds:.1f} s after the kill", rescue.job)
             for rescue in rescues
@@ -104,10 +111,11 @@ class Round:
             restartable=self.server is not None,
             seconds=disorder,
             done=self.done,
-            history=history,
+            history=rows,
             rescues=rescues,
             findings=findings,
             exits=Counter(one.process.returncode for one in self.fleet.started),
+            refused=self.errands.refused,
         )
 
     # -- the disorder --
@@ -214,12 +222,13 @@ class Round:
         seen, deadline = None, 0.0
         while True:
             self.fleet.tend()
-            unfinished = patiently(Job.objects.exclude(state__in=ENDED).count)
+            errands = not self.errands.are_done  # first: the last of them may set jobs going
+            unfinished = patiently(count_unfinished)
             pids = patiently(self._open_rows)
             dead, unready = pids - self.fleet.processes().keys(), self._unready(pids)
-            if not (unfinished or dead or unready):
+            if not (errands or unfinished or dead or unready):
                 return
-            now = unfinished, dead, unready, patiently(Attempt.objects.count)
+            now = errands, unfinished, dead, unready, patiently(Attempt.objects.count)
             if now != seen:
                 seen, deadline = now, time.monotonic() + PATIENCE
             elif time.monotonic() > deadline:
@@ -256,18 +265,18 @@ class Round:
                     findings.append(Finding("no_alarms", text))
         return findings
 
-    def _rescues(self, history: History) -> list[Rescue]:
+    def _rescues(self, rows: History) -> list[Rescue]:
         """For each job that was lost with a killed worker, how long that took."""
         hanging = [
             (attempt.started, attempt.finished)
-            for life in history.lives
+            for life in rows.lives
             if life.job.name == "hogging"
             for attempt in life.attempts
         ]
         rescues = []
         for kill in self.kills:
-            for attempt in history.attempts:
-                taken = attempt.outcome == checker.LOST and attempt.worker in kill.labels
+            for attempt in rows.attempts:
+                taken = attempt.outcome == LOST and attempt.worker in kill.labels
                 if not taken or attempt.finished < kill.at:
                     continue
                 seconds = (attempt.finished - kill.at).total_seconds()
@@ -298,36 +307,70 @@ def patiently(function: Callable[[], T]) -> T:
 
 def create(jobs: Sequence[PlannedJob]) -> None:
     """Create the jobs of an event, if they are not there yet: of an earlier try only the answer may have been lost."""
-    if not Job.objects.filter(pk=jobs[0].id).exists():
-        Job.objects.bulk_create(
-            Job(id=job.id, name=job.name, workspace=job.workspace) for job in jobs
+    if Job.objects.filter(pk=jobs[0].id).exists():
+        return
+    now = timezone.now()
+    Job.objects.bulk_create(
+        Job(
+            id=job.id,
+            name=job.name,
+            workspace=job.workspace,
+            depends_on=job.needs,
+            depends_mode=job.mode,
+            on_dependency_failure=job.on_failure,
+            deadline=None
+            if job.deadline is None
+            else now + datetime.timedelta(seconds=job.deadline),
         )
+        for job in jobs
+    )
 
 
-def read_history(plan: Plan) -> History:
+def count_unfinished() -> int:
+    """How many jobs somebody will still move on."""
+    unfinished = Job.objects.exclude(state__in=FINISHED).order_by()
+    states = dict(unfinished.values_list("pk", "state"))
+    edges = Dependency.objects.filter(state="open").values_list("job_id", "on_id", "state")
+    return len(states.keys() - history.resting(states, list(edges)))
+
+
+def read_history(plan: Plan, deeds: Sequence[Deed]) -> History:
     """All rows there are."""
     return History(
         planned={job.id: job.name for job in plan.jobs},
         kinds=KINDS,
+        needs={job.id: job.needs for job in plan.jobs if job.needs},
         jobs=[
-            checker.JobRow(*row)
+            history.JobRow(*row)
             for row in Job.objects.order_by("created").values_list(
-                "id", "name", "state", "attempt", "worker_id", "finished", "workspace"
+                *("id", "name", "state", "attempt", "worker_id", "finished", "workspace"),
+                *("parent_id", "position", "parent_round", "waiting_for", "result"),
             )
         ],
         attempts=[
-            checker.AttemptRow(*row)
+            history.AttemptRow(*row)
             for row in Attempt.objects.order_by("pk").values_list(
                 *("job_id", "number", "step", "outcome", "worker", "started", "finished", "error")
             )
         ],
         effects=[
-            checker.EffectRow(*row)
+            history.EffectRow(*row)
             for row in Effect.objects.values_list(
                 "job", "step", "attempt", "worker", "kind", "pid", "at"
             )
         ],
         workers=[
-            checker.WorkerRow(*row) for row in Worker.objects.values_list("id", "label", "stopped")
+            history.WorkerRow(*row) for row in Worker.objects.values_list("id", "label", "stopped")
         ],
+        dependencies=[
+            history.DependencyRow(*row)
+            for row in Dependency.objects.order_by("pk").values_list(
+                "job_id", "on_id", "mode", "on_failure", "state"
+            )
+        ],
+        events=[
+            history.EventRow(*row)
+            for row in JobEvent.objects.order_by("pk").values_list("job_id", "payload", "taken")
+        ],
+        deeds=list(deeds),
     )

@@ -8,8 +8,18 @@ from typing import Any
 import pytest
 
 from tests.torture import checker
-from tests.torture.checker import AttemptRow, EffectRow, History, JobRow, WorkerRow, check
-from tests.torture.kinds import KINDS
+from tests.torture.checker import check
+from tests.torture.history import (
+    AttemptRow,
+    Deed,
+    DependencyRow,
+    EffectRow,
+    EventRow,
+    History,
+    JobRow,
+    WorkerRow,
+)
+from tests.torture.kinds import KINDS, Verb
 
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -58,10 +68,13 @@ class Story:
         self.history.attempts.append(row)
         for kind, time in effects:
             self.effect(key, kind, time, step=step, attempt=number, worker=worker)
-        ended = job.state in ("COMPLETE", "FAILED")
+        ended = job.state in ("COMPLETE", "FAILED", "CANCELLED")
         workspace = dict(job.workspace)
-        if outcome == "succeeded":
-            workspace["trail"] = [*workspace.get("trail", ()), step]
+        if outcome == "succeeded" and KINDS[job.name].every[step].form == "task":
+            if job.parent is None:
+                workspace["trail"] = [*workspace.get("trail", ()), step]
+            else:
+                workspace[f"mark {step}"] = 1
         finished = at(end) if ended else None
         self.change(key, attempt=number, finished=finished, workspace=workspace)
 
@@ -69,6 +82,50 @@ class Story:
         self, key: Any, kind: str, time: float, *, step: int = 0, attempt: int = 1, worker: int = 1
     ) -> None:
         self.history.effects.append(EffectRow(key, step, attempt, worker, kind, 1, at(time)))
+
+    def work(
+        self, key: Any, step: int, begin: float, kinds: tuple[str, ...] = ("start", "end")
+    ) -> None:
+        """An attempt that has taken a second, and has succeeded."""
+        end = begin + 1
+        effects = [
+            (kind, time) for kind, time in zip(kinds, (begin + 0.2, begin + 0.8), strict=False)
+        ]
+        self.attempt(key, "succeeded", *effects, step=step, begin=begin, end=end)
+
+    def member(self, parent: Any, position: int, state: str = "COMPLETE", **fields: Any) -> Any:
+        """A member of the group or map that its parent has begun with its last attempt."""
+        (job,) = (job for job in self.history.jobs if job.id == parent)
+        round_ = fields.pop("parent_round", job.attempt)
+        values = {"parent": parent, "position": position, "parent_round": round_} | fields
+        return self.job(job.name, state, planned=False, **values)
+
+    def deed(
+        self,
+        key: Any,
+        verb: Verb,
+        begin: float,
+        *,
+        state: str = "READY",
+        done: bool = True,
+        payload: int = 0,
+    ) -> None:
+        """Something that is done to a job in a tenth of a second, when it has the attempts that are told so far."""
+        numbers = {job.id: job.attempt for job in self.history.jobs if key in (job.id, job.parent)}
+        deed = Deed(key, verb, at(begin), at(begin + 0.1), done, state, numbers, payload)
+        self.history.deeds.append(deed)
+
+    def merge(self, key: Any, *places: int) -> None:
+        """The marks of a group's branches come to its job."""
+        (job,) = (job for job in self.history.jobs if job.id == key)
+        marks = {f"mark {place}": 1 for place in places}
+        self.change(key, workspace={**job.workspace, **marks})
+
+    def depend(self, key: Any, on: Any, state: str = "done", **policy: str) -> None:
+        values = {"mode": "all", "on_failure": "block"} | policy
+        self.history.dependencies.append(DependencyRow(key, on, state=state, **values))
+        needs = self.history.needs
+        self.history.needs = {**needs, key: [*needs.get(key, ()), on]}
 
 
 RUN = (("start", 1.0), ("end", 2.0))
@@ -130,14 +187,212 @@ def good() -> Story:
     stuck = story.job("stuck", "FAILED")
     story.attempt(stuck, "timed_out", ("start", 1), error="killed")
     story.attempt(stuck, "failed", ("hook", 4), begin=4, end=5, error="Exhausted: timed out")
+
+    for tell in (fork, nest, failing_map, failing_fork_rest, cancelled, revived, paused):
+        tell(story)
+    for tell in (sleep, word, nothing_heard, dependent, blocked, order):
+        tell(story)
     return story
+
+
+PLANNED = "tests.torture.tasks.Planned: failure 1 of 1"
+MEMBERS_FAILED = "django_dbq.steps.MembersFailed: 1 of the 2 members"
+
+
+def fork(story: Story) -> Any:
+    """A group whose branches are of all sorts, joined after 10 seconds."""
+    key = story.job("forking", workspace={"fails": 1})
+    story.work(key, 0, 1)
+    story.attempt(key, "waited", step=1, begin=3, end=4)
+    first, second = story.member(key, 0), story.member(key, 1)
+    third = story.member(key, 2, workspace={"fails": 1})
+    story.work(first, 2, 5, ("atomic",))
+    story.work(first, 3, 7)
+    story.attempt(second, "lost", ("start", 5), step=4, begin=4, end=6, error="lost", worker=2)
+    story.work(second, 4, 7)
+    story.attempt(third, "failed", ("start", 5), step=5, begin=5, end=6, error=PLANNED)
+    story.work(third, 5, 7)
+    story.work(third, 6, 9)
+    story.attempt(key, step=1, begin=11, end=12)
+    story.merge(key, 2, 3, 4, 5, 6)
+    story.work(key, 7, 13, ("atomic",))
+    story.work(key, 8, 15)
+    return key
+
+
+def nest(story: Story) -> None:
+    """A group in a branch of another."""
+    key = story.job("nesting")
+    story.attempt(key, "waited", begin=1, end=2)
+    first, second = story.member(key, 0), story.member(key, 1)
+    story.work(first, 1, 3)
+    story.work(second, 2, 3, ("atomic",))
+    story.attempt(second, "waited", step=3, begin=5, end=6)
+    inner = [story.member(second, n, workspace={"mark 2": 1}) for n in range(2)]
+    story.work(inner[0], 4, 7)
+    story.work(inner[1], 5, 7)
+    story.work(inner[1], 6, 9, ("atomic",))
+    story.attempt(second, step=3, begin=11, end=12)
+    story.merge(second, 4, 5, 6)
+    story.work(second, 7, 13)
+    story.attempt(key, begin=15, end=16)
+    story.merge(key, 1, 2, 4, 5, 6, 7)
+    story.work(key, 8, 17, ("atomic",))
+
+
+def failing_map(story: Story) -> Any:
+    """A map, one of whose members fails until somebody has the job retried."""
+    key = story.job("failing map", workspace={"items": [2, 3, 4], "bad": [1]})
+    story.attempt(key, "waited", begin=1, end=2)
+    members = [story.member(key, n, result=(2 + n) ** 2) for n in range(3)]
+    for n, member in enumerate(members):
+        if n == 1:
+            failed = "tests.torture.tasks.Planned: this branch fails once"
+            story.attempt(member, "failed", ("start", 3), step=1, begin=3, end=4, error=failed)
+        else:
+            story.work(member, 1, 3)
+    story.attempt(key, "failed", ("hook", 6), begin=5, end=7, error=MEMBERS_FAILED)
+    story.deed(key, Verb.RETRY, 8, state="FAILED")
+    story.work(members[1], 1, 9)
+    story.attempt(key, begin=11, end=12)
+    story.change(key, workspace={"items": [2, 3, 4], "bad": [1], "squares": [4, 9, 16]})
+    story.work(key, 2, 13)
+    return key
+
+
+def failing_fork_rest(story: Story) -> Any:
+    """A map whose other members are cancelled when one has failed; what runs goes on for a moment."""
+    key = story.job("mapping in vain", "FAILED", workspace={"items": [2, 3], "bad": [0]})
+    story.attempt(key, "waited", begin=1, end=2)
+    first = story.member(key, 0, "FAILED", workspace={"index": 0, "bad": [0]})
+    second = story.member(key, 1, "CANCELLED", workspace={"index": 1, "bad": [0]})
+    story.attempt(first, "failed", ("start", 3), step=1, begin=3, end=4, error=PLANNED)
+    times = ("start", 4.2), ("end", 5)
+    story.attempt(second, "cancelled", *times, step=1, begin=3, end=4, worker=2)
+    story.attempt(key, "failed", ("hook", 6), begin=5, end=7, error=MEMBERS_FAILED)
+    return key
+
+
+def cancelled(story: Story) -> Any:
+    """A job that is cancelled while its second step runs."""
+    key = story.job("meddled", "CANCELLED")
+    story.work(key, 0, 1)
+    story.attempt(key, "cancelled", ("start", 3), ("end", 5), step=1, begin=3, end=4)
+    story.deed(key, Verb.CANCEL, 4, state="PROCESSING")
+    return key
+
+
+def revived(story: Story) -> Any:
+    """A job that is cancelled, and retried 10 seconds later."""
+    key = story.job("meddled flaky", workspace={"fails": 1})
+    story.attempt(key, "failed", ("start", 1), error=PLANNED)
+    story.deed(key, Verb.CANCEL, 4)
+    story.deed(key, Verb.RETRY, 14, state="CANCELLED")
+    story.attempt(key, "failed", ("start", 15), begin=15, end=16, error=PLANNED)
+    for step, begin in ((0, 17), (1, 19)):
+        story.work(key, step, begin)
+    story.attempt(key, "failed", ("start", 21), step=2, begin=21, end=22, error=PLANNED)
+    story.work(key, 2, 23)
+    return key
+
+
+def paused(story: Story) -> Any:
+    """A job that is paused while its first step runs, and resumed 10 seconds later."""
+    key = story.job("meddled atomic")
+    story.attempt(key, "lost", begin=1, end=2, error="lost")
+    story.deed(key, Verb.PAUSE, 1.5, state="PROCESSING")
+    story.deed(key, Verb.RESUME, 11.5, state="PAUSED")
+    for step, begin in ((0, 12), (1, 14), (2, 16)):
+        story.work(key, step, begin, ("atomic",))
+    return key
+
+
+def sleep(story: Story) -> Any:
+    key = story.job("sleeping")
+    story.work(key, 0, 1)
+    story.attempt(key, "waited", step=1, begin=3, end=3.1)
+    story.attempt(key, step=1, begin=3.4, end=3.5)
+    story.work(key, 2, 4)
+    return key
+
+
+def word(story: Story) -> Any:
+    """A wait, whose event is sent three times: the second is not accepted, and the third comes too late."""
+    key = story.job("awaiting")
+    story.work(key, 0, 1)
+    story.deed(key, Verb.SEND, 2.5, payload=7)
+    story.deed(key, Verb.SEND, 2.7, payload=8, done=False)
+    story.attempt(key, step=1, begin=3, end=4)
+    story.change(key, workspace={"trail": [0], "word": 7})
+    story.deed(key, Verb.SEND, 4.5, payload=9)
+    story.history.events += [EventRow(key, 7, 2), EventRow(key, 9, 0)]
+    story.work(key, 2, 5)
+    return key
+
+
+def nothing_heard(story: Story) -> None:
+    """A wait that goes on without its event, and one that does not."""
+    key = story.job("awaiting or not")
+    story.attempt(key, "waited", begin=1, end=2)
+    story.attempt(key, begin=3, end=4)
+    story.work(key, 1, 5)
+    other = story.job("awaiting in vain", "FAILED")
+    story.work(other, 0, 1)
+    story.attempt(other, "waited", step=1, begin=3, end=4)
+    told = "TimedOut: 'word' was not sent"
+    story.attempt(other, "timed_out", ("hook", 6), step=1, begin=5, end=7, error=told)
+
+
+def dependent(story: Story) -> Any:
+    """A job that depends on two others, which end after 2 and 3 seconds."""
+    first, second = story.job("plain"), story.job("plain")
+    story.work(first, 0, 1)
+    story.work(second, 0, 2)
+    key = story.job("dependent")
+    story.depend(key, first)
+    story.depend(key, second)
+    story.work(key, 0, 4)
+    return key
+
+
+def blocked(story: Story) -> Any:
+    """A job that waits for one that has failed; another that waits for that; and two that make the best of it."""
+    failed = story.job("aborting", "FAILED")
+    story.attempt(failed, "failed", ("start", 1), ("hook", 2), error="planned")
+    key = story.job("dependent", "BLOCKED")
+    story.depend(key, failed, "failed")
+    waits = story.job("dependent", "WAITING", waiting_for=1)
+    story.depend(waits, key, "open")
+    proceeds = story.job("dependent")
+    story.depend(proceeds, failed, "failed", on_failure="proceed")
+    story.work(proceeds, 0, 3)
+    done = story.job("plain")
+    story.work(done, 0, 1)
+    one_is_enough = story.job("dependent")
+    story.depend(one_is_enough, failed, "failed", mode="any")
+    story.depend(one_is_enough, done, mode="any")
+    story.work(one_is_enough, 0, 3)
+    return key
+
+
+def order(story: Story) -> Any:
+    """A job whose task creates two others, and waits for them."""
+    key = story.job("ordering", workspace={"orders": 2})
+    story.attempt(key, "waited", ("start", 1))
+    for _ in range(2):
+        child = story.job("follow-on", planned=False, workspace={"parent": str(key)})
+        story.work(child, 0, 3)
+        story.history.dependencies.append(DependencyRow(key, child, "all", "block", "done"))
+    story.work(key, 0, 5)
+    story.work(key, 1, 7)
+    return key
 
 
 def test_a_good_history_passes() -> None:
     history = good().history
     assert check(history) == []
     assert checker.doubled_atomic_effects(history) == 0
-    assert checker.zombie_effects(history) == 3
+    assert checker.zombie_effects(history) == 6
 
 
 # -- each promise, broken --
@@ -385,6 +640,330 @@ def timeout_that_nobody_planned(story: Story) -> None:
     story.attempt(key, "succeeded", ("start", 3), ("end", 4), begin=3, end=4)
 
 
+# -- groups and maps --
+
+
+def member_of_nobody(story: Story) -> None:
+    key = story.job("forking", planned=False, parent=uuid.uuid4(), position=0, parent_round=1)
+    story.work(key, 2, 3, ("atomic",))
+
+
+def branch_without_a_mark(story: Story) -> None:
+    key = fork(story)
+    story.change(key, workspace={"fails": 1, "trail": [0, 7, 8], "mark 2": 1, "mark 3": 1})
+
+
+def branch_before_its_group(story: Story) -> None:
+    fork(story)
+    members = [job for job in story.history.jobs if job.parent is not None]
+    story.effect(members[-1].id, "start", 3.5, step=5, worker=2)
+
+
+def hook_of_a_member(story: Story) -> None:
+    key = failing_fork_rest(story)
+    member = next(job.id for job in story.history.jobs if job.parent == key)
+    story.effect(member, "hook", 3.9, step=1)
+
+
+def ordered_job_missing(story: Story) -> None:
+    order(story)
+    story.history.jobs = [job for job in story.history.jobs if job.name != "follow-on"]
+
+
+def joined_in_vain(story: Story) -> None:
+    key = failing_map(story)
+    rows = story.history.jobs
+    member = next(job.id for job in rows if job.parent == key and job.position == 1)
+    story.change(member, state="FAILED")
+
+
+def cancelled_by_nobody(story: Story) -> None:
+    key = cancelled(story)
+    story.history.deeds = [deed for deed in story.history.deeds if deed.job != key]
+
+
+def rest_of_nothing(story: Story) -> None:
+    key = failing_map(story)
+    member = next(job.id for job in story.history.jobs if job.parent == key)
+    story.change(member, state="CANCELLED")
+
+
+def waiting_for_a_job_that_runs(story: Story) -> None:
+    key = story.job("dependent", "WAITING", waiting_for=1)
+    story.depend(key, story.job("plain", "READY"), "open")
+
+
+def missing_member(story: Story) -> None:
+    key = failing_map(story)
+    gone = next(job for job in story.history.jobs if job.parent == key and job.position == 2)
+    story.history.jobs.remove(gone)
+
+
+def doubled_member(story: Story) -> None:
+    key = failing_map(story)
+    story.work(story.member(key, 1, parent_round=1, result=9), 1, 3)
+
+
+def members_created_again(story: Story) -> None:
+    """By a second visit of its group."""
+    key = story.job("forking twice")
+    for begin in (1, 11):
+        story.attempt(key, "waited", begin=begin, end=begin + 1)
+        for number in range(2):
+            story.work(story.member(key, number), 1 + number, begin + 2)
+    story.attempt(key, begin=21, end=22)
+
+
+def members_of_no_round(story: Story) -> None:
+    key = fork(story)
+    story.work(story.member(key, 0, parent_round=1), 2, 5, ("atomic",))
+
+
+def joined_twice(story: Story) -> None:
+    key = story.job("forking twice")
+    story.attempt(key, "waited", begin=1, end=2)
+    for number in range(2):
+        story.work(story.member(key, number), 1 + number, 3)
+    for begin in (5, 7):
+        story.attempt(key, begin=begin, end=begin + 1)
+
+
+def step_after_a_join_doubled(story: Story) -> None:
+    key = fork(story)
+    story.work(key, 7, 18, ("atomic",))
+
+
+def joined_too_early(story: Story) -> None:
+    key = story.job("forking twice")
+    story.attempt(key, "waited", begin=1, end=2)
+    first, second = (story.member(key, number) for number in range(2))
+    story.work(first, 1, 3)
+    story.work(second, 2, 6)
+    story.attempt(key, begin=5, end=6)
+
+
+def joined_with_an_open_member(story: Story) -> None:
+    key = fork(story)
+    member = next(job.id for job in story.history.jobs if job.parent == key)
+    story.change(member, state="READY", finished=None)
+
+
+def step_after_a_join_too_early(story: Story) -> None:
+    story.effect(fork(story), "atomic", 9.5, step=7, attempt=4)
+
+
+def results_in_disorder(story: Story) -> None:
+    key = failing_map(story)
+    story.change(key, workspace={"items": [2, 3, 4], "bad": [1], "squares": [9, 4, 16]})
+
+
+def result_missing(story: Story) -> None:
+    key = failing_map(story)
+    story.change(key, workspace={"items": [2, 3, 4], "bad": [1], "squares": [4, None, 16]})
+
+
+def results_missing(story: Story) -> None:
+    key = failing_map(story)
+    story.change(key, workspace={"items": [2, 3, 4], "bad": [1]})
+
+
+def member_begins_after_the_end(story: Story) -> None:
+    key = failing_fork_rest(story)
+    story.work(story.member(key, 0, parent_round=1), 1, 9)
+
+
+def member_begins_before_the_retry(story: Story) -> None:
+    key = failing_map(story)
+    (member,) = (j for j in story.history.jobs if j.parent == key and j.position == 1)
+    story.history.attempts = [
+        row._replace(started=at(7.5)) if row.job == member.id and row.number == 2 else row
+        for row in story.history.attempts
+    ]
+
+
+def complete_member_runs_again(story: Story) -> None:
+    key = failing_map(story)
+    (member,) = (j for j in story.history.jobs if j.parent == key and j.position == 0)
+    story.attempt(member.id, "lost", ("start", 9), step=1, begin=9, end=10, error="x")
+
+
+# -- dependencies --
+
+
+def dependency_forgotten(story: Story) -> None:
+    key = dependent(story)
+    rows = story.history.dependencies
+    rows.remove(next(row for row in rows if row.job == key))
+
+
+def dependent_too_early(story: Story) -> None:
+    dependent_that_began(story, 2.5)
+
+
+def dependent_that_began(story: Story, begin: float) -> Any:
+    key = dependent(story)
+    rows = story.history.attempts
+    rows[:] = [row._replace(started=at(begin)) if row.job == key else row for row in rows]
+    return key
+
+
+def dependent_of_a_failure(story: Story) -> None:
+    story.work(blocked(story), 0, 5)
+
+
+def dependent_of_any_too_early(story: Story) -> None:
+    key = dependent_that_began(story, 1.5)
+    rows = story.history.dependencies
+    rows[:] = [row._replace(mode="any") if row.job == key else row for row in rows]
+
+
+def proceeding_too_early(story: Story) -> None:
+    key = dependent_that_began(story, 2.5)
+    rows = story.history.dependencies
+    rows[:] = [row._replace(on_failure="proceed") if row.job == key else row for row in rows]
+
+
+def order_taken_too_early(story: Story) -> None:
+    key = order(story)
+    rows = story.history.attempts
+    rows[:] = [
+        row._replace(started=at(3.5)) if (row.job, row.number) == (key, 2) else row for row in rows
+    ]
+
+
+def counts_at_the_end(story: Story) -> None:
+    story.change(fork(story), waiting_for=1)
+
+
+def waiting_for_what_has_ended(story: Story) -> None:
+    key = story.job("dependent", "WAITING", waiting_for=1)
+    story.depend(key, plain(story), "open")
+
+
+def done_that_was_not(story: Story) -> None:
+    key = blocked(story)
+    rows = story.history.dependencies
+    rows[:] = [row._replace(state="done") if row.job == key else row for row in rows]
+
+
+def blocked_by_what_is_complete(story: Story) -> None:
+    key = story.job("dependent", "BLOCKED")
+    story.depend(key, plain(story), "failed")
+
+
+def blocked_by_nothing(story: Story) -> None:
+    key = story.job("dependent", "BLOCKED")
+    story.depend(key, plain(story), "done")
+
+
+def waiting_for_more_than_there_is(story: Story) -> None:
+    blocked(story)
+    key = next(job.id for job in story.history.jobs if job.state == "WAITING")
+    story.change(key, waiting_for=2)
+
+
+# -- pauses --
+
+
+def sleep_cut_short(story: Story) -> None:
+    key = story.job("sleeping")
+    story.work(key, 0, 1)
+    story.attempt(key, "waited", step=1, begin=3, end=3.1)
+    story.attempt(key, step=1, begin=3.2, end=3.3)
+
+
+def sleep_skipped(story: Story) -> None:
+    key = story.job("sleeping")
+    story.work(key, 0, 1)
+    story.attempt(key, step=1, begin=3, end=4)
+
+
+def retaken(story: Story, key: Any, *rows: tuple[int, int]) -> None:
+    """These are the events of the job: their payloads, and by which attempts they were taken."""
+    others = [event for event in story.history.events if event.job != key]
+    story.history.events = [*others, *(EventRow(key, *row) for row in rows)]
+
+
+def event_lost(story: Story) -> None:
+    retaken(story, word(story), (7, 2))
+
+
+def event_that_nobody_sent(story: Story) -> None:
+    retaken(story, word(story), (7, 2), (8, 0), (9, 0))
+
+
+def event_taken_twice(story: Story) -> None:
+    retaken(story, word(story), (7, 2), (9, 2))
+
+
+def event_taken_by_another_step(story: Story) -> None:
+    retaken(story, word(story), (7, 3), (9, 0))
+
+
+def event_not_taken(story: Story) -> None:
+    retaken(story, word(story), (7, 0), (9, 0))
+
+
+def second_event_taken(story: Story) -> None:
+    key = word(story)
+    retaken(story, key, (7, 0), (9, 2))
+    story.change(key, workspace={"trail": [0, 2], "word": 9})
+
+
+def payload_forgotten(story: Story) -> None:
+    story.change(word(story), workspace={"trail": [0, 2]})
+
+
+# -- people --
+
+
+def begins_once_cancelled(story: Story) -> None:
+    key = cancelled(story)
+    story.attempt(key, "lost", ("start", 6), step=1, begin=6, end=7, error="x")
+
+
+def saved_once_cancelled(story: Story) -> None:
+    key = story.job("meddled", "CANCELLED")
+    story.attempt(key, "succeeded", ("start", 1), ("end", 5), begin=1, end=5)
+    story.deed(key, Verb.CANCEL, 3, state="PROCESSING")
+
+
+def member_begins_once_cancelled(story: Story) -> None:
+    key = story.job("forking twice", "CANCELLED")
+    story.attempt(key, "waited", begin=1, end=2)
+    first, second = story.member(key, 0, "CANCELLED"), story.member(key, 1)
+    story.attempt(first, "lost", ("start", 3), step=1, begin=3, end=4, error="x")
+    story.deed(key, Verb.CANCEL, 5, state="WAITING")
+    story.change(key, finished=at(5))
+    story.work(second, 2, 6)
+
+
+def begins_before_it_is_retried(story: Story) -> None:
+    key = revived(story)
+    rows = story.history.attempts
+    rows[:] = [
+        row._replace(started=at(10)) if (row.job, row.number) == (key, 2) else row for row in rows
+    ]
+
+
+def begins_while_paused(story: Story) -> None:
+    key = paused(story)
+    rows = story.history.attempts
+    rows[:] = [
+        row._replace(started=at(5)) if (row.job, row.number) == (key, 2) else row for row in rows
+    ]
+
+
+def member_begins_while_paused(story: Story) -> None:
+    key = story.job("forking twice")
+    story.attempt(key, "waited", begin=1, end=4)
+    story.deed(key, Verb.PAUSE, 3, state="PROCESSING")
+    story.deed(key, Verb.RESUME, 13, state="PAUSED")
+    story.work(story.member(key, 0), 1, 6)
+    story.work(story.member(key, 1), 2, 14)
+    story.attempt(key, begin=16, end=17)
+
+
 BROKEN: dict[Callable[[Story], None], str] = {
     lost_job: "every_job_is_there",
     uncalled_job: "every_job_is_there",
@@ -431,6 +1010,57 @@ BROKEN: dict[Callable[[Story], None], str] = {
     failure_counted_twice: "failures_are_counted",
     failure_that_nobody_planned: "nothing_fails_unasked",
     timeout_that_nobody_planned: "nothing_fails_unasked",
+    member_of_nobody: "every_job_is_there",
+    branch_without_a_mark: "steps_succeed_once_in_order",
+    branch_before_its_group: "no_step_before_its_predecessor",
+    hook_of_a_member: "failure_hooks_are_exact",
+    ordered_job_missing: "follow_ons_are_exact",
+    joined_in_vain: "joins_are_right",
+    cancelled_by_nobody: "every_job_has_ended",
+    rest_of_nothing: "every_job_has_ended",
+    waiting_for_a_job_that_runs: "every_job_has_ended",
+    missing_member: "members_are_created_once",
+    doubled_member: "members_are_created_once",
+    members_created_again: "members_are_created_once",
+    members_of_no_round: "members_are_created_once",
+    joined_twice: "groups_are_joined_once",
+    step_after_a_join_doubled: "groups_are_joined_once",
+    joined_too_early: "no_join_before_its_members_ended",
+    joined_with_an_open_member: "no_join_before_its_members_ended",
+    step_after_a_join_too_early: "no_join_before_its_members_ended",
+    results_in_disorder: "map_results_are_complete",
+    result_missing: "map_results_are_complete",
+    results_missing: "map_results_are_complete",
+    member_begins_after_the_end: "no_member_runs_after_its_parent",
+    member_begins_before_the_retry: "no_member_runs_after_its_parent",
+    complete_member_runs_again: "what_is_complete_is_not_run_again",
+    dependency_forgotten: "dependencies_are_there",
+    dependent_too_early: "no_dependent_starts_too_early",
+    dependent_of_a_failure: "no_dependent_starts_too_early",
+    dependent_of_any_too_early: "no_dependent_starts_too_early",
+    proceeding_too_early: "no_dependent_starts_too_early",
+    order_taken_too_early: "no_dependent_starts_too_early",
+    counts_at_the_end: "counts_are_consistent",
+    waiting_for_what_has_ended: "counts_are_consistent",
+    done_that_was_not: "counts_are_consistent",
+    blocked_by_what_is_complete: "counts_are_consistent",
+    blocked_by_nothing: "counts_are_consistent",
+    waiting_for_more_than_there_is: "counts_are_consistent",
+    sleep_cut_short: "sleeps_are_slept",
+    sleep_skipped: "sleeps_are_slept",
+    event_lost: "events_are_taken_once",
+    event_that_nobody_sent: "events_are_taken_once",
+    event_taken_twice: "events_are_taken_once",
+    event_taken_by_another_step: "events_are_taken_once",
+    event_not_taken: "events_are_taken_once",
+    second_event_taken: "events_are_taken_once",
+    payload_forgotten: "events_are_taken_once",
+    begins_once_cancelled: "nothing_starts_once_cancelled",
+    saved_once_cancelled: "nothing_starts_once_cancelled",
+    member_begins_once_cancelled: "nothing_starts_once_cancelled",
+    begins_before_it_is_retried: "nothing_starts_once_cancelled",
+    begins_while_paused: "nothing_starts_while_paused",
+    member_begins_while_paused: "nothing_starts_while_paused",
 }
 
 

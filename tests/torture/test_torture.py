@@ -6,13 +6,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.db import connection
 
 from tests.torture import plan
 from tests.torture.fleet import ROOT
-from tests.torture.kinds import JOBS, KINDS
+from tests.torture.kinds import JOBS, KINDS, Verb
 from tests.torture.models import Effect
 from tests.torture.plan import Action, draw
 from tests.torture.rounds import Round
@@ -48,6 +49,8 @@ def test_nothing_is_lost_doubled_or_stuck(seed: int, settings: Any, tmp_path: Pa
     assert report.kills >= 3
     assert report.measured(watched=False), "nothing ran when the worker was killed"
     assert report.measured(watched=True)
+    done = {deed.verb for deed in report.history.deeds if deed.done}
+    assert done == set(Verb) - {Verb.REDEEM}  # which comes down to retries
 
 
 def test_nothing_is_lost_doubled_or_stuck_when_the_server_is_restarted(
@@ -84,6 +87,33 @@ def test_a_plan_holds_what_it_promises() -> None:
     times = [event.at for event in drawn.events]
     assert times == sorted(times)
     assert max(times) == 300
+
+
+def test_what_a_plan_does_to_jobs_comes_to_an_end() -> None:
+    drawn = draw(1, 300, 5000, 5, restarts=True)
+    assert {errand.verb for errand in drawn.errands} == set(Verb)
+    created = {job.id: event.at for event in drawn.events for job in event.jobs}
+    verbs: dict[UUID, list[Verb]] = {}
+    for errand in drawn.errands:
+        assert errand.at >= created[errand.job]
+        verbs.setdefault(errand.job, []).append(errand.verb)
+    for done in verbs.values():
+        lasting = [verb for verb in done if verb in (Verb.PAUSE, Verb.RESUME, Verb.CANCEL)]
+        assert lasting[-1:] != [Verb.PAUSE]
+    assert all(verbs[job.id][-1] is Verb.SEND for job in drawn.jobs if job.name == "awaiting")
+
+
+def test_what_a_plan_lets_jobs_depend_on_is_there_before() -> None:
+    drawn = draw(1, 300, 5000, 5, restarts=True)
+    names: dict[UUID, str] = {}
+    modes = set()
+    for event in drawn.events:
+        for job in event.jobs:
+            if job.needs:
+                modes.add((job.mode, job.on_failure))
+            assert all(KINDS[names[key]].on_lost != "hold" for key in job.needs)
+            names[job.id] = job.name
+    assert modes == {(mode, end) for mode in ("all", "any") for end in ("block", "proceed")}
 
 
 def test_nothing_disturbs_a_measured_kill() -> None:
