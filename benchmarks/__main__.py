@@ -14,13 +14,14 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import crowded, drain, enqueue, latency, memory, server, writes
+from benchmarks import crowded, drain, enqueue, fan, latency, memory, server, writes
 from benchmarks.lab import Lab
 from benchmarks.results import HEADINGS, Figure
 
 MEASURES = {
     "drain": drain.noop,
     "pipelines": drain.pipelines,
+    "fan": fan.measure,
     "latency": latency.measure,
     "enqueue": enqueue.measure,
     "crowded": crowded.measure,

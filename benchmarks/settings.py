@@ -18,6 +18,7 @@ JOBS = {
     "earlier": {"tasks": ["tasks.noop"]},
     "noop": {"tasks": ["tasks.noop"]},
     "three_steps": {"tasks": ["tasks.one", "tasks.two", "tasks.three"]},
+    "map": {"tasks": ["tasks.noop", {"map": "tasks.noop", "over": "items"}]},
     "stamp": {"tasks": ["tasks.stamp"]},
     "weigh": {"tasks": ["weighing.weigh"]},
 }

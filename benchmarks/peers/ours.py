@@ -28,6 +28,24 @@ def fill(name: str, count: int, times: int = 1) -> None:
             Job.objects.bulk_create([Job(name=name) for _ in range(count)])
 
 
+def fill_map(items: int) -> None:
+    Job.objects.create(name="map", workspace={"items": list(range(items))})
+
+
+def fill_diamond(count: int) -> None:
+    """One job, those that wait for it, and one that waits for those: so many together."""
+    first = Job(name="noop")
+    middle = [Job(name="noop", depends_on=[first]) for _ in range(count - 2)]
+    Job.objects.bulk_create([first, *middle, Job(name="noop", depends_on=middle)])
+
+
+def fill_beside(count: int, waiting: int) -> None:
+    """Jobs beside others that wait for one which nobody runs here."""
+    gate = Job.objects.create(name="earlier", queue_name="nobody's")
+    Job.objects.bulk_create([Job(name="earlier", depends_on=[gate]) for _ in range(waiting)])
+    fill("noop", count)
+
+
 def send(count: int) -> None:
     connection.ensure_connection()
     for now in departures(count):
@@ -66,6 +84,9 @@ def copy(row: models.Model, times: int, **changed: str) -> None:
 main(
     install=lambda: manage("migrate", "--verbosity", "0"),
     fill=fill,
+    fill_map=fill_map,
+    fill_diamond=fill_diamond,
+    fill_beside=fill_beside,
     drain=drain,
     serve=lambda: manage("worker"),
     send=send,
