@@ -67,7 +67,8 @@ class Heart:
                 except Exception:
                     logger.warning("The heartbeat could not be written", exc_info=True)
                     connections.close_all()
-                    self._failed, pause = True, AFTER_ERROR
+                    self._failed = True
+                    pause = min(AFTER_ERROR, self.worker.lease.timeout / BEATS)
         finally:
             connections.close_all()
 
@@ -75,14 +76,13 @@ class Heart:
         """Beat once, look after the others; returns the seconds until the next time."""
         every = self.worker.lease.timeout / BEATS
         self.worker.end_if_orphaned()
-        late = self.worker.lease.late
         if not steadily(self.worker.beat, self.worker.using):
             return every
-        if late or self._failed:
-            # The database was away, or this process was: the others may just be coming back, like us.
-            self._failed = False
-            self._patient_until = now() + self.worker.lease.timeout
-        if (left := self._patient_until - now()) > 0:
+        timeout = self.worker.lease.timeout
+        if self._failed:
+            self._failed, self._patient_until = False, now() + timeout
+        # After the database was away, or this process was, the others may just be coming back, like us.
+        if (left := max(self._patient_until, self.worker.lease.restored + timeout) - now()) > 0:
             return min(every, left)
         using, time = self.worker.using, self.worker.clock()
         next_over = steadily(partial(engine.rescue, self.worker.row, time, using), using)

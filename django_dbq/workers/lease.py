@@ -1,8 +1,10 @@
 """A worker's right to its jobs, as the worker itself can know it: until when nobody can have taken them."""
 
+import math
 import time
 
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+LATE = 0.8  # of the lease: somebody else's last heartbeat may have been a fifth of it, one pause, before ours
 MARGIN = 0.9  # of the lease: a write that is begun within it reaches the database before the lease is over
 
 
@@ -19,17 +21,17 @@ class Lease:
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
+        self.restored = (
+            -math.inf
+        )  # when a heartbeat succeeded last that was so late that others may be late as well
         self._renewed = now()
 
     def renew(self, begun: float) -> None:
         """A heartbeat has succeeded that was ``begun`` then; the database's clock had that time or a later one."""
+        if now() - self._renewed >= LATE * self.timeout:
+            self.restored = now()
         self._renewed = max(begun, self._renewed)
 
     @property
     def held(self) -> bool:
         return now() - self._renewed < MARGIN * self.timeout
-
-    @property
-    def late(self) -> bool:
-        """Whether others may have taken the jobs by now."""
-        return now() - self._renewed >= self.timeout
