@@ -12,7 +12,8 @@ from functools import partial
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import DateTimeField, Exists, OuterRef, QuerySet, Value
+from django.db.models.functions import Greatest
 
 from . import conf, signals
 from .dependencies import BATCH, chunks, edge_state, free, open_needs, tell, wants
@@ -167,9 +168,11 @@ def cancel(
             )
             found = [job.pk for job in rows]
             _record_cancelled([job for job in rows if job.state in HELD], now, using)
+            # The lock may have come later than ``now``, after others had moved the job on.
+            latest = Greatest("modified", Value(now, DateTimeField()))
             jobs.filter(pk__in=found).update(
-                state=State.CANCELLED, finished=now, modified=now, worker=None, waiting_for=0,
-                pausing=False,
+                state=State.CANCELLED, finished=latest, modified=latest, worker=None,
+                waiting_for=0, pausing=False,
             )  # fmt: skip
             edges = Dependency.objects.using(using).filter(job__in=found)
             edges.exclude(state=DependencyState.DONE).update(state=DependencyState.LEFT)
@@ -301,7 +304,7 @@ def _record_cancelled(held: Sequence[Job], now: datetime.datetime, using: str) -
             outcome=AttemptOutcome.CANCELLED,
             worker=str(labels.get(job.worker_id, "")),
             started=job.modified,
-            finished=now,
+            finished=max(now, job.modified),
         )
         for job in held
         if (job.pk, job.attempt) not in known

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
 from django_dbq import engine
 from django_dbq.models import Job
@@ -586,3 +587,19 @@ def test_hands_do_not_claim_what_nobody_knows(settings: Any) -> None:
     deploy(settings, T + "a")
     assert Hands().claim() == []
     assert engine.stranded(Queues(("other",)), now_is(Job.objects.get()).modified, "default") == {}
+
+
+def test_a_cancel_that_had_to_wait_ends_a_job_after_what_it_has_done(settings: Any) -> None:
+    """The time comes from before the wait for the job's row, in which the job went on."""
+    declare(settings, T + "a", T + "b")
+    waits, held = create(), create()
+    before = timezone.now()
+    assert step_on() == [waits, held]
+    (claimed, *_) = [job for job in Hands().claim() if job.pk == held.pk]
+    assert engine.cancel([waits.pk, held.pk], before, "default") == 2
+    for job in (now_is(waits), now_is(held)):
+        assert job.finished == job.modified > before
+        assert all(
+            job.finished >= attempt.finished >= attempt.started for attempt in job.attempts.all()
+        )
+    assert claimed.attempts.get(outcome="cancelled").started > before
