@@ -35,8 +35,9 @@ ATTEMPT = Attempt._meta.db_table
 FIELDS = Job._meta.concrete_fields
 COLUMNS = [str(field.column) for field in FIELDS]
 ATTNAMES = [field.attname for field in FIELDS]
-# What a claim reads: the other columns are fetched when somebody asks for them.
-READ = [field for field in FIELDS if field.attname not in SELDOM_READ]
+# What a claim reads: neither what it writes itself, nor columns that are fetched when somebody asks for them.
+CLAIMED = ("state", "worker_id", "modified", "finished")
+READ = [field for field in FIELDS if field.attname not in {*SELDOM_READ, *CLAIMED}]
 READ_ATTNAMES = [field.attname for field in READ]
 WORKSPACE, RESULT = ATTNAMES.index("workspace"), ATTNAMES.index("result")
 # The primary key is looked up once more for the update: with ctid instead, a row that moved would be missed.
@@ -248,12 +249,14 @@ class PostgreSQLStorage(Storage):
             claim = CLAIM.format(pick=pick, fit=FIT[suspects])
             cursor.execute(claim, [*served, *filters, worker, now])
             rows = cursor.fetchall()
-        jobs = [self._claimed(row) for row in rows]
+        claimed = dict(zip(CLAIMED, (target(Event.CLAIMED), worker, now, None), strict=True))
+        jobs = [self._claimed(row, claimed) for row in rows]
         jobs.sort(key=turn)
         return jobs
 
-    def _claimed(self, row: tuple[Any, ...]) -> Job:
+    def _claimed(self, row: tuple[Any, ...], claimed: dict[str, Any]) -> Job:
         job = Job.made(zip(READ_ATTNAMES, row[1:], strict=True), self.alias)
+        job.__dict__.update(claimed)
         text = job.workspace
         job.workspace = workspaces.load(text)
         job.claimed_from, job.claimed_at = State(row[0]), job.place
