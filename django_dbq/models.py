@@ -664,7 +664,7 @@ class Job(models.Model):
         from . import engine
 
         self._must_be_run_here("checkpoint")
-        if not engine.checkpoint(self, timezone.now(), self._state.db or "default"):
+        if not engine.checkpoint(self, self._state.db or "default"):
             self.claim_is_lost = True
             raise ClaimLost(f"The job {self.pk} is no longer this worker's.")
 

@@ -123,7 +123,7 @@ def test_stopping_marks_only_what_is_still_being_run_here(worker: Worker) -> Non
     Job.objects.filter(pk=reset.pk).update(state="READY")
     Job.objects.filter(pk=rescued.pk).update(attempt=2)
     Job.objects.filter(pk=deleted.pk).delete()
-    engine.stopping(worker, jobs, timezone.now(), "default")
+    engine.stopping(worker, jobs, "default")
     assert states() == ["STOPPING", "COMPLETE", "READY", "PROCESSING"]
     assert engine.finish(worker, [outcome(running)], timezone.now(), "default")
     assert states() == ["COMPLETE", "COMPLETE", "READY", "PROCESSING"]

@@ -821,7 +821,7 @@ def test_its_worker_has_ended(end: str) -> None:
 def test_its_worker_shuts_down() -> None:
     worker = alive()
     (job,) = claimed(worker, "feed")
-    engine.stopping(worker, [job], timezone.now(), "default")
+    engine.stopping(worker, [job], "default")
     kept(
         job,
         "stopping",

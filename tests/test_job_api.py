@@ -115,7 +115,7 @@ def test_a_checkpoint_is_stored_at_once(job: Job) -> None:
 
 
 def test_a_stopping_job_may_still_checkpoint(job: Job, worker: Worker) -> None:
-    engine.stopping(worker, [job], timezone.now(), "default")
+    engine.stopping(worker, [job], "default")
     job.workspace["b"] = 2
     job.checkpoint()
     assert (stored(job).state, stored(job).workspace) == ("STOPPING", {"a": 1, "b": 2})
@@ -249,7 +249,7 @@ def test_progress_is_noted_and_written_by_the_worker(job: Job, fraction: float) 
     job.set_progress(fraction, "sorting")
     assert job.progress_unsaved
     assert stored(job).progress is None, "telling costs no query"
-    assert engine.save_progress(job, timezone.now(), "default")
+    assert engine.save_progress(job, "default")
     assert not job.progress_unsaved
     assert (stored(job).progress, stored(job).progress_message) == (float(fraction), "sorting")
     assert stored(job).state == "PROCESSING"
@@ -274,7 +274,7 @@ def test_progress_is_a_fraction(job: Job, fraction: float) -> None:
 )
 def test_any_message_can_be_stored(job: Job, message: Any, kept: str) -> None:
     job.set_progress(0.5, message)
-    assert engine.save_progress(job, timezone.now(), "default")
+    assert engine.save_progress(job, "default")
     assert stored(job).progress_message == kept
 
 
@@ -285,7 +285,7 @@ def test_progress_of_a_job_that_is_no_longer_ours(
     job.set_progress(0.5)
     meanwhile(job, worker)
     before = list(Job.objects.values())
-    assert not engine.save_progress(job, timezone.now(), "default")
+    assert not engine.save_progress(job, "default")
     assert list(Job.objects.values()) == before
 
 
@@ -297,7 +297,7 @@ def test_progress_that_could_not_be_written_yet_is_not_forgotten(job: Job) -> No
 
     def save() -> bool:
         try:
-            return engine.save_progress(job, timezone.now(), "default")
+            return engine.save_progress(job, "default")
         finally:
             connections.close_all()
 
@@ -318,7 +318,7 @@ def test_progress_that_the_database_did_not_take_is_not_forgotten(
     monkeypatch.setattr("django_dbq.storage.base.Storage.save_progress", fail)
     job.set_progress(0.5)
     with pytest.raises(OSError, match="away"):
-        engine.save_progress(job, timezone.now(), "default")
+        engine.save_progress(job, "default")
     assert job.progress_unsaved
 
 

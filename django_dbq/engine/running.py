@@ -312,21 +312,21 @@ def hand_back(worker: Worker, jobs: Sequence[Job], now: datetime.datetime, using
     return count
 
 
-def stopping(worker: Worker, jobs: Iterable[Job], now: datetime.datetime, using: str) -> None:
+def stopping(worker: Worker, jobs: Iterable[Job], using: str) -> None:
     """Mark what ``worker`` is running as STOPPING: the worker will end, the task goes on until it is done."""
     for job in jobs:
-        storage_for(using).mark(worker.pk, job, target(Event.STOP_ASKED), now)
+        storage_for(using).mark(worker.pk, job, target(Event.STOP_ASKED))
 
 
-def checkpoint(job: Job, now: datetime.datetime, using: str) -> bool:
+def checkpoint(job: Job, using: str) -> bool:
     """Save the workspace of a job in the middle of its task; False, and nothing saved, if its fence no longer holds."""
     workspaces.dump(job.workspace)  # refused here, with its reason
-    won = storage_for(using).checkpoint(job, now)
+    won = storage_for(using).checkpoint(job)
     job.stored_workspace = None  # unknown: a transaction of the task's may yet be rolled back
     return won
 
 
-def save_progress(job: Job, now: datetime.datetime, using: str) -> bool:
+def save_progress(job: Job, using: str) -> bool:
     """Save how far a job that is being run has come; False, and nothing saved, if its fence no longer holds.
 
     Where the task has locked the row itself, it is left for later (``progress_unsaved``).
@@ -334,7 +334,7 @@ def save_progress(job: Job, now: datetime.datetime, using: str) -> bool:
     job.progress_unsaved = False  # first: the task may tell it anew meanwhile
     saved = None
     try:
-        saved = storage_for(using).save_progress(job, now)
+        saved = storage_for(using).save_progress(job)
     finally:
         if saved is None:
             job.progress_unsaved = True

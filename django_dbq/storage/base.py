@@ -410,11 +410,11 @@ class Storage:
                     )
         return count
 
-    def checkpoint(self, job: Job, now: datetime.datetime) -> bool:
+    def checkpoint(self, job: Job) -> bool:
         """Save the workspace of a job that is being run; False if the fence no longer holds."""
         return bool(self._fenced(job).update(workspace=job.workspace))
 
-    def save_progress(self, job: Job, now: datetime.datetime) -> bool | None:
+    def save_progress(self, job: Job) -> bool | None:
         """Save how far a job has come; False if the fence no longer holds.
 
         Returns None, and saves nothing, if a transaction of the task's own has locked the row: waiting for it could
@@ -429,7 +429,7 @@ class Storage:
             )
         return True if unlocked else None
 
-    def mark(self, worker: int, job: Job, state: State, now: datetime.datetime) -> None:
+    def mark(self, worker: int, job: Job, state: State) -> None:
         """Move a running job on to another held state, if nobody has locked its row."""
         with self.write():
             ours = self._fenced(job).filter(worker_id=worker)

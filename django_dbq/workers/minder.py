@@ -144,7 +144,7 @@ class Minder:
             if one.job.pk not in self._marked:
                 self._marked.add(one.job.pk)
                 worker = self.worker
-                self._write(partial(engine.stopping, worker.row, [one.job], worker.clock()))
+                self._write(partial(engine.stopping, worker.row, [one.job]))
         if now >= self.worker.leave_by:
             interrupted = Interrupted("The worker has to end now.")
             for one in running:
@@ -152,7 +152,7 @@ class Minder:
                     one.deliver()
 
     def _save_progress(self, one: Running) -> None:
-        if not self._write(partial(engine.save_progress, one.job, self.worker.clock())):
+        if not self._write(partial(engine.save_progress, one.job)):
             one.job.claim_is_lost = True  # the task hears of it when it tells of its progress again
 
     def _write(self, function: Callable[[str], T]) -> T:

@@ -93,7 +93,7 @@ def in_state(state: str) -> Job:
         hands = Hands()
         (claimed,) = hands.claim()
         if state == "STOPPING":
-            engine.stopping(hands.row, [claimed], timezone.now(), "default")
+            engine.stopping(hands.row, [claimed], "default")
     elif state == "PAUSED":
         job.pause()
     elif state == "CANCELLED":

@@ -157,7 +157,7 @@ def test_the_last_progress_is_written_with_the_outcome(claim: Claim, finish: Fin
     told.set_progress(0.5, "half")
     told.set_progress(1, "all")
     saved.set_progress(0.25, "a quarter")
-    assert engine.save_progress(saved, timezone.now(), "default")
+    assert engine.save_progress(saved, "default")
     failed.set_progress(0.75, "nearly")
     finish(outcome(told), outcome(saved), outcome(never), outcome(failed, ValueError("no")))
     found = [Job.objects.get(pk=job.pk) for job in (told, saved, never, failed)]

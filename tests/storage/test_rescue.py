@@ -394,7 +394,7 @@ def test_what_a_stopping_worker_holds_is_handed_back(ends: str) -> None:
         state="READY", step=1, next_task="tests.jobs.two", attempt=1, lost=1, failures=2
     )
     jobs = [*claim(dead), *claim(dead)]
-    engine.stopping(dead, jobs, timezone.now(), "default")
+    engine.stopping(dead, jobs, "default")
     if ends == "killed":
         assert bury(dead) == 3
     else:
@@ -416,7 +416,7 @@ def test_no_attempt_number_is_on_record_twice(ends: str) -> None:
     create(name="patient")
     (job,) = claim(dead)
     record(dead, job)
-    engine.stopping(dead, [job], timezone.now(), "default")
+    engine.stopping(dead, [job], "default")
     if ends == "killed":
         bury(dead)
     else:
@@ -524,12 +524,12 @@ def test_whatever_a_buried_worker_still_does_changes_nothing() -> None:
     now = timezone.now()
     assert engine.finish(dead, [outcome(job) for job in jobs], now, "default") == []
     assert engine.hand_back(dead, jobs, now, "default") == 0
-    engine.stopping(dead, jobs, now, "default")
+    engine.stopping(dead, jobs, "default")
     assert record(dead, *jobs) == set()
     for job in jobs:
         job.workspace, job.progress = {"too": "late"}, 0.5
-        assert not engine.checkpoint(job, now, "default")
-        assert not engine.save_progress(job, now, "default")
+        assert not engine.checkpoint(job, "default")
+        assert not engine.save_progress(job, "default")
     assert not engine.beat(dead, "default")
     engine.stop_worker(dead, now, "default")
     assert rows() == before
@@ -672,7 +672,7 @@ def test_only_what_is_held_with_that_attempt_number_is_recorded() -> None:
     engine.finish(worker, [outcome(done)], now, "default")
     Job.objects.filter(pk=rescued.pk).update(attempt=2)
     Job.objects.filter(pk=reset.pk).update(state="READY")
-    engine.stopping(worker, [stopping], now, "default")
+    engine.stopping(worker, [stopping], "default")
     Job.objects.filter(pk=deleted.pk).delete()
     Attempt.objects.all().delete()
     found = record(worker, held, theirs, done, rescued, reset, stopping, deleted)
