@@ -59,7 +59,10 @@ def every_job_has_ended(history: History) -> Iterator[Finding]:
                 allowed = allowed and not life.is_doomed
             case "FAILED":
                 allowed = last is not None and (
-                    life.is_doomed or life.gave_up(last) or life.members_failed(last)
+                    life.is_doomed
+                    or life.gave_up(last)
+                    or life.members_failed(last)
+                    or life.is_unredeemed(last)
                 )
             case "PAUSED":
                 allowed = life.kind.on_lost == "hold" and last is not None and last.outcome == LOST

@@ -20,6 +20,7 @@ DATABASE_ERROR = re.compile(r"^django\.db\.utils\.(Operational|Interface)Error: 
 SUCCEEDED, FAILED, TIMED_OUT, LOST, RETRIED = "succeeded", "failed", "timed_out", "lost", "retried"
 WAITED, CANCELLED = "waited", "cancelled"
 CUT_OFF = (LOST, TIMED_OUT, CANCELLED)
+FAIL_ONCE = ("fails_once", "square_once_failed")  # tasks that work when they are retried
 FINISHED = ("COMPLETE", "FAILED", "CANCELLED")
 
 Interval = tuple[datetime.datetime, datetime.datetime | None]  # None: to this day
@@ -410,6 +411,18 @@ class Life:
         return any(
             member.job.state != "COMPLETE" or any(map(member.retries_after, member.attempts))
             for member in self.members_of(place)
+        )
+
+    def is_unredeemed(self, attempt: AttemptRow) -> bool:
+        """Whether it has failed in a step that works once somebody has the job retried, which nobody has done: what it
+        is a member of was cancelled before.
+        """
+        failures = self.at_step(attempt.step, FAILED)
+        return (
+            self.parent is not None
+            and self.cancelled is not None
+            and self.kind.every[attempt.step].what in FAIL_ONCE
+            and failures == [attempt]
         )
 
     def text(self) -> str:

@@ -188,9 +188,9 @@ def good() -> Story:
     story.attempt(stuck, "timed_out", ("start", 1), error="killed")
     story.attempt(stuck, "failed", ("hook", 4), begin=4, end=5, error="Exhausted: timed out")
 
-    for tell in (fork, nest, failing_map, failing_fork_rest, cancelled, revived, paused):
+    for tell in (fork, nest, failing_map, failing_map_cancelled, failing_fork_rest):
         tell(story)
-    for tell in (sleep, word, nothing_heard, dependent, blocked, order):
+    for tell in (cancelled, revived, paused, sleep, word, nothing_heard, dependent, blocked, order):
         tell(story)
     return story
 
@@ -258,6 +258,17 @@ def failing_map(story: Story) -> Any:
     story.change(key, workspace={"items": [2, 3, 4], "bad": [1], "squares": [4, 9, 16]})
     story.work(key, 2, 13)
     return key
+
+
+def failing_map_cancelled(story: Story) -> Any:
+    """A map whose job is cancelled between the failure of a member and the join; returns that member."""
+    key = story.job("failing map", "CANCELLED", workspace={"items": [2, 3], "bad": [1]})
+    story.attempt(key, "waited", begin=1, end=2)
+    story.work(story.member(key, 0, workspace={"index": 0, "bad": [1]}, result=4), 1, 2.5)
+    member = story.member(key, 1, "FAILED", workspace={"index": 1, "bad": [1]})
+    story.attempt(member, "failed", ("start", 3), step=1, begin=3, end=4, error=PLANNED)
+    story.deed(key, Verb.CANCEL, 5)
+    return member
 
 
 def failing_fork_rest(story: Story) -> Any:
@@ -682,6 +693,18 @@ def cancelled_by_nobody(story: Story) -> None:
     story.history.deeds = [deed for deed in story.history.deeds if deed.job != key]
 
 
+def failed_member_of_a_job_that_nobody_cancelled(story: Story) -> None:
+    member = failing_map_cancelled(story)
+    (deed,) = (deed for deed in story.history.deeds if member in deed.fence)
+    story.history.deeds.remove(deed)
+    story.change(deed.job, state="COMPLETE")
+
+
+def failed_again_although_retried(story: Story) -> None:
+    member = failing_map_cancelled(story)
+    story.attempt(member, "failed", ("start", 4.3), step=1, begin=4.2, end=4.8, error=PLANNED)
+
+
 def rest_of_nothing(story: Story) -> None:
     key = failing_map(story)
     member = next(job.id for job in story.history.jobs if job.parent == key)
@@ -1017,6 +1040,8 @@ BROKEN: dict[Callable[[Story], None], str] = {
     ordered_job_missing: "follow_ons_are_exact",
     joined_in_vain: "joins_are_right",
     cancelled_by_nobody: "every_job_has_ended",
+    failed_member_of_a_job_that_nobody_cancelled: "every_job_has_ended",
+    failed_again_although_retried: "every_job_has_ended",
     rest_of_nothing: "every_job_has_ended",
     waiting_for_a_job_that_runs: "every_job_has_ended",
     missing_member: "members_are_created_once",
