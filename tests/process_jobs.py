@@ -23,7 +23,7 @@ from django.db import connection, transaction
 from django_dbq import Abort, Retry
 
 T = TypeVar("T")
-PATIENCE = 30  # seconds after which an event that should have come is missing
+PATIENCE = 90  # seconds after which an event that should have come is missing
 AGES = 600  # seconds: longer than any test
 
 
@@ -535,10 +535,10 @@ JOBS: dict[str, Any] = {
         write_effects, atomic=True, completion_hook=_path(write_and_raise_in_hook)
     ),
     "overrun": _watched(overrun, timeout=0.3),
-    "overrun, retried": _watched(overrun, timeout=0.3, retries=2),
-    "overrun, atomic": _watched(overrun_with_effects, timeout=0.3, atomic=True, retries=1),
+    "overrun, retried": _watched(overrun, timeout=1.0, retries=2),
+    "overrun, atomic": _watched(overrun_with_effects, timeout=1.0, atomic=True, retries=1),
     "overrun_async": _watched(overrun_async, timeout=0.3),
-    "overrun_async, retried": _watched(overrun_async, timeout=0.3, retries=2),
+    "overrun_async, retried": _watched(overrun_async, timeout=1.0, retries=2),
     **{
         task.__name__: [_path(task)]
         for task in (

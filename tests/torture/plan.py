@@ -14,6 +14,7 @@ from .kinds import KINDS, Verb
 LEASE = 2.0  # seconds, of the workers
 GRACE = 3.0  # seconds that a stopping worker lets its tasks go on
 RESCUE_WITHIN = LEASE + 2.0  # seconds after a kill
+LASTS = 1.0  # seconds, of each step of the jobs that are created for a measured kill
 STORM = 8.0  # seconds of disorder between two measured kills
 PAUSES = (0.1, 0.8)  # seconds between two events of a storm
 
@@ -73,6 +74,13 @@ MEASURES = (
 )
 
 
+# Jobs of every plan, on which each verb has its effect however late it comes, and whatever else is drawn.
+CERTAIN: tuple[tuple[str, tuple[Verb, ...]], ...] = (
+    ("awaiting", (Verb.PAUSE, Verb.RESUME, Verb.SEND)),
+    ("endless", (Verb.CANCEL,)),
+    ("failing fork", (Verb.REDEEM,)),
+)
+
 # A job may depend on so many of those that were created before it, of so many at the end; and how often it does.
 PICKS, RECENT, PICKY = (1, 3), 40, 0.4
 HURRIED = 0.1  # how many have a deadline
@@ -112,7 +120,7 @@ class Event:
     """Something that is done to the workers.
 
     Args:
-        at: seconds after the start of the round, at the earliest.
+        at: seconds after the start of the round, at the earliest; an event that is late puts off all after it.
         which: a number from 0 to 1 that chooses among those whom it may hit.
         seconds: how long it lasts.
         jobs: what it creates, before all else.
@@ -185,6 +193,10 @@ def draw(seed: int, seconds: float, jobs: int, workers: int, restarts: bool) -> 
         # It may hold up everybody: the first one comes when nothing is measured any more.
         at = random.uniform(0, seconds / 2) if number else seconds
         events.append(Event(at, Action.CREATE, jobs=(_job(random, "hogging"),)))
+    for name, verbs in CERTAIN:
+        job = _job(random, name)
+        events.append(Event(0.0, Action.CREATE, jobs=(job,)))
+        errands += [Errand(1.0 + n, verb, job.id, n) for n, verb in enumerate(verbs)]
     events.sort(key=lambda event: event.at)
     errands.sort(key=lambda errand: errand.at)
     flags = tuple(WORKERS[n % len(WORKERS)] for n in range(workers))
@@ -240,9 +252,10 @@ def _disorder(random: Random, seconds: float, restarts: bool) -> Iterator[Event]
         end = max(now, min(now + STORM, seconds - settling - rescue))
         yield from _storm(random, now, end, restarts)
         now = end + settling
-        # So that there is something to rescue.
-        slow = tuple(_job(random, "slow") for _ in range(12))
-        yield Event(now, action, random.random(), jobs=slow)
+        # So that there is something to rescue, and to be found before it ends.
+        slow = (_job(random, "slow") for _ in range(12))
+        lasting = tuple(replace(job, workspace={"seconds": LASTS}) for job in slow)
+        yield Event(now, action, random.random(), jobs=lasting)
         now += rescue
 
 

@@ -79,14 +79,16 @@ class Round:
         self.errands = Errands(plan.errands)
 
     def run(self) -> Report:
-        begun = time.monotonic()
+        begun = due = time.monotonic()
         self.errands.start()
         try:
             for event in self.plan.events:
-                while (left := begun + event.at - time.monotonic()) > 0:
+                while (left := due + event.at - time.monotonic()) > 0:
                     self.fleet.tend()
                     time.sleep(min(left, LOOK_EVERY))
                 self.fleet.tend()
+                # What is late puts off all that follows: a kill that is measured has to stay alone.
+                due = max(due, time.monotonic() - event.at)
                 if event.jobs:
                     patiently(lambda event=event: create(event.jobs))
                 if self._do(event):
@@ -167,7 +169,7 @@ class Round:
     def _measure(self, event: Event) -> bool:
         """Kill a worker while it runs something."""
         off = event.action is Action.MEASURE_POWER_OFF
-        deadline = time.monotonic() + 3 * LEASE
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             self.fleet.tend()
             if busy := patiently(self._busy):
@@ -178,9 +180,23 @@ class Round:
                 time.sleep(IN_FLIGHT)
                 if pid in patiently(self._busy):
                     self._kill(pids, measured=True)
-                    return True
+                    if self._has_lost(self.kills[-1]):
+                        return True
+                    continue  # on a busy machine it was declared dead before: there is nothing to measure
                 self.fleet.send(pids, signal.SIGCONT)
+            time.sleep(LOOK_EVERY)
         return False
+
+    def _has_lost(self, kill: Kill) -> bool:
+        """Wait for a rescue, for as long as one may take."""
+        lost = Attempt.objects.filter(outcome=LOST, worker__in=kill.labels, finished__gte=kill.at)
+        deadline = time.monotonic() + RESCUE_WITHIN
+        while not patiently(lost.exists):
+            if time.monotonic() > deadline:
+                return False
+            self.fleet.tend()
+            time.sleep(LOOK_EVERY)
+        return True
 
     def _kill(self, pids: Sequence[int], after: float = 0.0, measured: bool = False) -> None:
         workers = self._workers()

@@ -19,7 +19,7 @@ from .models import DatabaseClock, Effect
 
 PATIENCE = 60  # seconds for which a task waits for a database that is away
 FOR_EVER = 600  # seconds: longer than any round waits
-LAST = 15  # seconds: longer than it takes until somebody cancels the job, and the task is stopped
+LAST = 120  # seconds: longer than it takes until somebody cancels the job, and the task is stopped
 
 
 class Planned(Exception):

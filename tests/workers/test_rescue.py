@@ -57,7 +57,7 @@ def test_a_watchdog_rescues_at_once() -> None:
         killed.kill()
         begun = time.monotonic()
         until_lost(job, 1)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 20, "it waits for no lease"
         assert killed.row.stopped is not None
         assert "SIGKILL" in killed.row.reason
     assert states(job) == ["READY"]

@@ -62,7 +62,7 @@ def test_what_outlasts_the_grace_is_handed_back(name: str, arguments: tuple[str,
         begun = time.monotonic()
         process.send(signal.SIGTERM)
         assert process.wait() == 0
-        assert 0.3 <= time.monotonic() - begun < 3
+        assert 0.3 <= time.monotonic() - begun < 20
     heard = "CancelledError" if name == "stand_async" else "Interrupted"
     assert told("heard job 1") == heard
     assert_untouched(job)

@@ -23,6 +23,7 @@ from tests.processes import children
 from tests.workers.scenarios import Process, playing
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
+GROWN_UP = 2.0  # seconds: longer than it takes a busy machine to kill a worker that is up
 
 
 # -- scenarios: each is the whole life of a supervisor --
@@ -93,8 +94,12 @@ def one_with_long_pauses() -> None:
     play(wait, count=1, backoff=(1000, 1000))
 
 
+def one_that_stays_young() -> None:
+    play(wait, count=1, backoff=(0.05, 0.2))
+
+
 def one_that_grows_up() -> None:
-    play(wait, count=1, backoff=(0.05, 0.2), grown_up=0.5)
+    play(wait, count=1, backoff=(0.05, 0.2), grown_up=GROWN_UP)
 
 
 def returning() -> None:
@@ -365,7 +370,7 @@ def test_a_signal_while_all_are_dead_ends_at_once() -> None:
 
 
 def test_who_is_killed_is_replaced_after_a_pause_that_grows() -> None:
-    with playing(one_that_grows_up) as process:
+    with playing(one_that_stays_young) as process:
         for count in range(1, 5):
             until(lambda count=count: len(times("up")) == count, "the next worker")
             os.kill(times("up")[-1], signal.SIGKILL)
@@ -384,7 +389,7 @@ def test_who_has_lived_long_is_replaced_soon() -> None:
             until(lambda count=count: len(times("up")) == count, "the next worker")
             if count == 3:
                 seen = time.monotonic()
-                until(lambda seen=seen: time.monotonic() > seen + 0.5, "it to grow up")
+                until(lambda seen=seen: time.monotonic() > seen + GROWN_UP, "it to grow up")
             os.kill(times("up")[-1], signal.SIGKILL)
         until(lambda: len(errors(process)) == 3)
         pauses = [line.rpartition(" in ")[2] for line in errors(process)]

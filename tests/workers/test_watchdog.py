@@ -125,7 +125,7 @@ def leave_a_child() -> None:
 
 def unwind_late() -> None:
     """The task ends some time after its timeout, and later still after we were frozen."""
-    with holding() as (box, _):
+    with holding(hard_after=3.0) as (box, _):
         told("frozen")
         time.sleep(0.5)  # what an ordinary task may take to unwind
         box.leave(0)
@@ -345,7 +345,7 @@ def test_after_both_were_frozen_a_task_gets_its_time_to_unwind(job: Job) -> None
         os.killpg(process.pid, signal.SIGSTOP)
         until_frozen(process)
         frozen = time.monotonic()
-        until(lambda: time.monotonic() > frozen + 3, "the timeout to be long over")
+        until(lambda: time.monotonic() > frozen + 5, "the timeout to be long over")
         tell("frozen")
         os.killpg(process.pid, signal.SIGCONT)
         assert process.wait() == 0

@@ -190,8 +190,12 @@ def test_a_task_that_was_stopped_because_its_worker_is_dead_counts_as_lost(round
 # -- how much is claimed --
 
 
-def test_the_batch_grows_with_quick_tasks_and_shrinks_with_slow_ones(rounds: Any) -> None:
+def test_the_batch_grows_with_quick_tasks_and_shrinks_with_slow_ones(
+    rounds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A slow task is one that takes longer than a batch should: its time is what the test is about."""
+    monkeypatch.setattr(claims, "BATCH_SECONDS", 1.0)  # a quick one stays so on a busy machine
+    monkeypatch.setattr(minder, "HAND_BACK_AFTER", 1000)
     ran: list[int] = []
     this = rounds()
 
@@ -229,7 +233,7 @@ def test_with_a_rate_limit_jobs_are_claimed_one_by_one(
     jobs = [create() for _ in range(3)]
     assert this.step() == 0
     pause = this.step()
-    assert 99 < pause <= 100
+    assert 50 < pause <= 100
     assert states(*jobs) == ["COMPLETE", "NEW", "NEW"]
     this.worker.inflight.last_start -= 100
     this.step()
@@ -246,7 +250,9 @@ def far_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "HEAD_SHARE", 1e9)
 
 
-def test_an_urgent_job_is_the_next_one(rounds: Any) -> None:
+def test_an_urgent_job_is_the_next_one(rounds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The way to the head is short, however long a busy machine takes for it.
+    monkeypatch.setattr(claims, "CLAIM_SECONDS", (1000.0, 0.0))
     ran: list[str] = []
     this = rounds()
 
