@@ -37,7 +37,7 @@ class Configuration:
 
     catalogue: Catalogue
     known_steps: tuple[str, ...]  # "name path" of every step: what a worker may claim
-    limited: tuple[Pipeline, ...]  # those with a limit
+    limited: Mapping[str, Pipeline]  # those with a limit, by name
     wakeup: str
     max_runs: int | None  # attempts that a job may have, over all steps; None: any number
     worker_timeout: float  # seconds; a worker that has been silent for so long counts as lost
@@ -95,7 +95,7 @@ def _parse(jobs: object, dbq: object) -> Configuration:
                 }
             )
         ),
-        limited=tuple(p for p in parsed.values() if p.concurrency or p.rate_limit),
+        limited={p.name: p for p in parsed.values() if p.concurrency or p.rate_limit},
         wakeup=valid.get("WAKEUP", "auto"),
         max_runs=valid.get("MAX_RUNS", 100),
         worker_timeout=float(valid.get("WORKER_TIMEOUT", 60)),

@@ -11,8 +11,8 @@ Everything here is a part of the caller's transaction.
 
 import datetime
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -61,6 +61,27 @@ def standing(job: Job) -> dict[str, Any]:
     """What `apply` has made of a job that may be run at once, as columns."""
     columns = ("limited", "concurrency_key", "rate_key")
     return {"due": not job.limited, **{name: getattr(job, name) for name in columns}}
+
+
+def park(jobs: Iterable[Job], waiting: JobQuerySet) -> int:
+    """Put those of these jobs that are among ``waiting`` under the limits of their pipelines; returns how many."""
+    alike: dict[Key, list[UUID]] = defaultdict(list)
+    for job in jobs:
+        apply(conf.configuration().limited[job.name], job)
+        alike[_key(job)].append(job.pk)
+    count = 0
+    for (concurrency_key, rate_key), ids in alike.items():
+        count += waiting.filter(pk__in=ids).update(
+            limited=True, due=False, concurrency_key=concurrency_key, rate_key=rate_key
+        )
+    return count
+
+
+def names(limited: JobQuerySet) -> Iterator[str]:
+    """The names of jobs that are under a limit, by one lookup in the index for each."""
+    ordered, last = limited.order_by("name").values_list("name", flat=True), ""
+    while (name := ordered.filter(name__gt=last).first()) is not None:
+        yield (last := name)
 
 
 def _value(job: Job, key: str | None) -> str:
@@ -127,8 +148,9 @@ def admit(
 
 def note_starts(jobs: Sequence[Job], using: str, clock: Expression) -> None:
     """Give the starts of jobs that have just been claimed their time."""
-    limited = {pipeline.name for pipeline in conf.configuration().limited if pipeline.rate_limit}
-    if keys := [job.pk for job in jobs if job.limited and job.name in limited]:
+    declared = conf.configuration().limited
+    rated = {name for name, pipeline in declared.items() if pipeline.rate_limit}
+    if keys := [job.pk for job in jobs if job.limited and job.name in rated]:
         Start.objects.using(using).filter(job__in=keys, at=None).update(at=clock)
 
 

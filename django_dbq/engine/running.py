@@ -57,15 +57,26 @@ def claim(
     Only jobs whose name and step the settings know are taken; others stay as they are (`stranded` tells of them).
     A suspect, a job that was lost with a worker, comes alone, so that it can take no other with it.
     Committed when this returns: from here on only this worker, with this attempt number, may write the outcome.
+    What was created, or held, when the settings had no limit for it yet goes back, and waits for its turn.
 
     Args:
         pass_began: leave jobs that were created, or of which a step was run, after this time.
         position: where the worker's claims have got to; without heads, the claim starts with the very first job.
         suspects: what to do with them; only a worker that holds nothing else may take one.
     """
-    known = conf.configuration().known_steps
+    known, limited = conf.configuration().known_steps, conf.configuration().limited
     storage = storage_for(using)
-    jobs = storage.claim(worker.pk, queues, limit, now, known, pass_began, position, suspects)
+    while True:
+        jobs = storage.claim(worker.pk, queues, limit, now, known, pass_began, position, suspects)
+        late = [job for job in jobs if job.name in limited and not job.limited]
+        if late:
+            with storage.write():
+                storage.hand_back(worker.pk, late, now)
+                limits.park(late, storage.unheld)
+            jobs = [job for job in jobs if job not in late]
+        if jobs or not late:
+            break
+        admit(queues, limit, now, using)
     try:
         limits.note_starts(jobs, using, storage.clock)
     except DatabaseError:
@@ -86,7 +97,7 @@ def admit(queues: Queues, room: int, now: datetime.datetime, using: str) -> limi
     # What no worker can run takes no slot.
     able = served & Q(stands_at__in=conf.configuration().known_steps)
     limited = storage.limited.alias(stands_at=storage.stands_at)
-    for pipeline in conf.configuration().limited:
+    for pipeline in conf.configuration().limited.values():
         if not limits.parked(pipeline.name, storage.limited.filter(served), now).exists():
             continue
         with storage.write(), storage.looking_up():

@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+from collections.abc import Callable, Iterable
 from uuid import UUID
 
 from django.db.models import Case, Count, Exists, OuterRef, Q, QuerySet, Value, When
@@ -9,7 +10,7 @@ from django.db.models import Case, Count, Exists, OuterRef, Q, QuerySet, Value, 
 from .. import conf, limits, members
 from ..dependencies import chunks, free
 from ..models import Attempt, Dependency, Job, JobEvent, JobQuerySet, Queue
-from ..states import CLAIMABLE, DELETABLE, HELD, UNFINISHED, State
+from ..states import CLAIMABLE, DELETABLE, State
 from ..storage import Queues, Storage, storage_for
 from ..storage.base import PEEK
 from .creation import wake
@@ -36,8 +37,8 @@ def next_due(queues: Queues, now: datetime.datetime, using: str) -> datetime.dat
 
 
 def mend(now: datetime.datetime, using: str) -> int:
-    """Put right what nobody tells of: jobs that wait for rows which somebody has deleted by hand, and limits that have
-    changed since a job was claimed; returns how many.
+    """Put right what nobody tells of: jobs that wait for rows which somebody has deleted by hand, or for limits that
+    were gone when they came to wait; returns how many.
     """
     storage = storage_for(using)
     with storage.looking_up():
@@ -46,9 +47,13 @@ def mend(now: datetime.datetime, using: str) -> int:
         with storage.write():
             wake(members.tighten(keys, now, using), using)
         logger.warning("Jobs waited for what is gone: %s", ", ".join(map(str, keys)))
-    # What was held, or had ended, when a worker with other limits began.
-    count = len(keys) + _let_go(storage, storage.limited.filter(state__in=CLAIMABLE), now)
-    return count + sum(_catch(storage, storage.waiting(due)) for due in (True, False))
+    count = len(keys)
+    waiting = storage.limited.filter(state__in=CLAIMABLE)
+    with storage.looking_up():
+        named = list(limits.names(storage.limited))
+    for name in set(named).difference(conf.configuration().limited):
+        count += _let_go(storage, waiting.filter(name=name), now)
+    return count
 
 
 def stranded(queues: Queues, now: datetime.datetime, using: str) -> dict[tuple[str, str], int]:
@@ -62,39 +67,37 @@ def stranded(queues: Queues, now: datetime.datetime, using: str) -> dict[tuple[s
 
 def follow_limits(now: datetime.datetime, using: str) -> int:
     """Put jobs that wait under the limits which the settings name now, and out of those they do not name any more;
-    returns how many jobs that concerned.
+    returns how many jobs that concerned. What is held meanwhile is left to the next `claim` or `mend`.
     """
     storage = storage_for(using)
-    waiting = storage.jobs.filter(state__in=set(UNFINISHED) - set(HELD))
-    count = _let_go(storage, waiting.filter(limited=True), now)
-    return count + _catch(storage, waiting.filter(limited=False))
-
-
-def _let_go(storage: Storage, limited: JobQuerySet, now: datetime.datetime) -> int:
-    gone = limited.exclude(name__in=[pipeline.name for pipeline in conf.configuration().limited])
-    due = Case(When(Q(run_after=None) | Q(run_after__lte=now), then=Value(True)), default=False)
-    count = 0
-    with storage.write():
-        # Those that somebody else has locked are passed.
-        for chunk in chunks(list(storage.unlocked(gone.order_by()).values_list("pk", flat=True))):
-            jobs = storage.jobs.filter(pk__in=chunk)
-            count += jobs.update(limited=False, concurrency_key="", rate_key="", due=due)
+    limited = list(conf.configuration().limited)
+    gone = storage.unheld.filter(limited=True).exclude(name__in=limited)
+    count = _let_go(storage, gone, now)
+    if limited:
+        late = storage.unheld.filter(limited=False, name__in=limited)
+        count += _by_page(storage, late, lambda jobs: limits.park(jobs, storage.jobs))
     return count
 
 
-def _catch(storage: Storage, free: JobQuerySet) -> int:
-    limited = {pipeline.name: pipeline for pipeline in conf.configuration().limited}
-    if not limited:
-        return 0
-    count, last = 0, UUID(int=0)  # those that somebody else has locked are passed
-    caught = free.filter(name__in=limited).order_by("pk")
-    while keys := list(caught.filter(pk__gt=last).values_list("pk", flat=True)[:PEEK]):
+def _let_go(storage: Storage, jobs: JobQuerySet, now: datetime.datetime) -> int:
+    """Put jobs out of limits that are gone."""
+    due = Case(When(Q(run_after=None) | Q(run_after__lte=now), then=Value(True)), default=False)
+    free = {"limited": False, "concurrency_key": "", "rate_key": "", "due": due}
+    return _by_page(
+        storage,
+        jobs,
+        lambda found: storage.jobs.filter(pk__in=[job.pk for job in found]).update(**free),
+    )
+
+
+def _by_page(storage: Storage, jobs: JobQuerySet, change: Callable[[Iterable[Job]], int]) -> int:
+    """Change jobs, a limited number in one transaction; those that somebody else has locked are passed."""
+    count, last = 0, UUID(int=0)
+    jobs = jobs.order_by("pk")
+    while keys := list(jobs.filter(pk__gt=last).values_list("pk", flat=True)[:PEEK]):
         last = keys[-1]
         with storage.write():
-            for job in storage.unlocked(caught.filter(pk__in=keys)):
-                limits.apply(limited[job.name], job)
-                storage.jobs.filter(pk=job.pk).update(**limits.standing(job))
-                count += 1
+            count += change(storage.unlocked(jobs.filter(pk__in=keys)).only("name", "workspace"))
     return count
 
 

@@ -226,6 +226,11 @@ class Storage:
         """Jobs that are under a limit and wait for it or are held, as the partial index has them."""
         return self.jobs.filter(limited=True, state__in=[*CLAIMABLE, *HELD])
 
+    @property
+    def unheld(self) -> JobQuerySet:
+        """Jobs that have not ended, and that no worker holds."""
+        return self.jobs.filter(state__in=[state for state in UNFINISHED if state not in HELD])
+
     def held(self) -> JobQuerySet:
         """Jobs that some worker holds, as the partial index has them."""
         return self.jobs.filter(state__in=HELD)

@@ -199,9 +199,29 @@ def test_a_limit_that_comes_while_jobs_run_holds_from_their_next_turn_on(
     declare(settings, QUICK, QUICK, **options)
     assert engine.follow_limits(timezone.now(), "default") == 0  # of those that wait
     hands.write(*map(hands.perform, claimed))
-    engine.mend(timezone.now(), "default")
-    assert let_in(hands) == jobs[:1]
+    assert hands.claim() == jobs[:1]
+    assert hands.claim() == []
     assert let_in(hands) == []
+    assert [now_is(job).attempt for job in jobs] == [2, 1, 1]
+
+
+def test_who_was_not_under_a_limit_yet_is_not_claimed_beside_its_jobs(
+    anywhere: None, settings: Any
+) -> None:
+    """Other processes may still create such jobs, with their older settings."""
+    key = {"concurrency": {"limit": 1, "key": "account"}}
+    settings.JOBS = {"it": {"tasks": [QUICK]}, "other": {"tasks": [QUICK]}}
+    late = [create("it", workspace={"account": n // 2}) for n in range(4)]
+    other = create("other")
+    settings.JOBS = {"it": {"tasks": [QUICK], **key}, "other": {"tasks": [QUICK]}}
+    first = create("it", workspace={"account": 0})
+    hands = Hands()
+    assert let_in(hands) == [other, first]  # beside what can run, the others only go to wait
+    assert let_in(hands) == [late[2]]
+    assert {now_is(job).concurrency_key for job in late} == {"0", "1"}
+    assert let_in(hands) == []
+    drain()
+    assert set(states(late[0], late[1], late[3])) == {"NEW"}
 
 
 @pytest.mark.parametrize("options", LIMITS)
@@ -289,7 +309,9 @@ def test_limits_are_followed_past_a_locked_row(change: str, settings: Any) -> No
         Job.objects.select_for_update().get(pk=locked.pk)
     assert followed.result() == 1
     assert (now_is(locked).limited, now_is(job).limited) == (not comes, comes)
-    engine.mend(timezone.now(), "default")
+    if not comes:
+        engine.mend(timezone.now(), "default")
+    assert set(Hands().claim()) == ({locked} if comes else {locked, job})
     assert now_is(locked).limited == comes
 
 

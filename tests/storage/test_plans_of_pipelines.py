@@ -269,7 +269,7 @@ def test_plans_on_sqlite(
             only(
                 found,
                 "SCAN django_dbq_job USING INDEX dbq_job_waiting",
-                f"SCAN django_dbq_job USING INDEX {LIMITED}",
+                f"SEARCH django_dbq_job USING INDEX {LIMITED} (name>?)",
                 "SEARCH U0 USING INDEX dbq_job_member (parent_id=?)",
                 "SEARCH django_dbq_dependency USING INDEX dbq_dependency_on (state=?)",
                 "SEARCH U0 USING INDEX sqlite_autoindex_django_dbq_job_1 (id=?)",
