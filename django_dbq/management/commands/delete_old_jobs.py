@@ -1,18 +1,17 @@
 """``manage.py delete_old_jobs``: made for cron."""
 
-from argparse import ArgumentTypeError
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
 from ...models import DEFAULT_DELETE_JOBS_AFTER_HOURS, Job
+from ...options import CENTURY
+from ..arguments import given
 
 
-def _hours(text: str) -> float:
-    hours = float(text)
-    if not 0 <= hours < float("inf"):
-        raise ArgumentTypeError(f"{text} is not a number of hours, 0 or more")
-    return hours
+def _hours(value: Any) -> str | None:
+    fits = isinstance(value, float) and 0 <= value <= CENTURY / 3600
+    return None if fits else "a number of hours, 0 or more (up to a century)"
 
 
 class Command(BaseCommand):
@@ -21,7 +20,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
             "--hours",
-            type=_hours,
+            type=given(float, _hours),
             default=DEFAULT_DELETE_JOBS_AFTER_HOURS,
             help="delete jobs created more than so many hours ago (default %(default)s)",
         )

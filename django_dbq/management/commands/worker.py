@@ -1,6 +1,5 @@
 """``manage.py worker``: run jobs until told to stop."""
 
-import argparse
 import logging
 import os
 import signal
@@ -19,11 +18,13 @@ from django.utils import autoreload
 
 from ... import conf
 from ...models import Job
+from ...options import COUNT, LEASE, LIMIT, QUEUE, SECONDS, TIMEOUT
 from ...storage import Queues, storage_for
 from ...workers import memory, supervisor
 from ...workers.blackbox import Blackbox
 from ...workers.watchdog import watched
 from ...workers.worker import GRACE, Worker
+from ..arguments import MISUSED, given
 
 # Flags that are arguments of `Worker` by the same name.
 AS_GIVEN = (
@@ -40,46 +41,10 @@ AS_GIVEN = (
 RELOAD_EXIT = 3  # how Django's autoreloader asks for a new process
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
-    return seconds
-
-
-def _tick(text: str) -> float:
-    seconds = _seconds(text)
-    if not seconds:
-        raise argparse.ArgumentTypeError("the tick must be longer than 0 seconds")
-    return seconds
-
-
-def _lease(text: str) -> float:
-    seconds = _seconds(text)
-    if seconds < 1:
-        raise argparse.ArgumentTypeError("the timeout must be at least 1 second")
-    return seconds
-
-
-def _mebibytes(text: str) -> float:
-    mebibytes = _seconds(text)
-    if not mebibytes:
-        raise argparse.ArgumentTypeError("the memory must be more than 0 MiB")
-    return mebibytes
-
-
-def _whole(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number, 0 or more")
-    return number
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number, 1 or more")
-    return count
+def _mebibytes(value: Any) -> str | None:
+    most = 2**30  # a limit of address space is counted in bytes, in 64 bits
+    fits = isinstance(value, float) and 0 < value <= most
+    return None if fits else f"a number of MiB above 0 (up to {most})"
 
 
 class Command(BaseCommand):
@@ -89,13 +54,15 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
+        queue, count = given(str, QUEUE), given(int, LIMIT)
         parser.add_argument(
-            "queue_name", nargs="?", help="the queue to serve (without any: default)"
+            "queue_name", nargs="?", type=queue, help="the queue to serve (without any: default)"
         )
         which = parser.add_mutually_exclusive_group()
         which.add_argument(
             "--queue",
             action="append",
+            type=queue,
             default=[],
             metavar="Q",
             help="serve this queue; may be repeated",
@@ -104,6 +71,7 @@ class Command(BaseCommand):
             "--exclude_queue",
             "--exclude-queue",
             action="append",
+            type=queue,
             default=[],
             metavar="Q",
             help="serve all queues but this one; may be repeated",
@@ -112,7 +80,7 @@ class Command(BaseCommand):
             "--rate_limit",
             "--rate-limit",
             nargs="?",
-            type=_seconds,
+            type=given(float, SECONDS),
             const=1.0,
             default=0.0,
             metavar="S",
@@ -120,7 +88,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--tick",
-            type=_tick,
+            type=given(float, TIMEOUT),
             default=1.0,
             metavar="S",
             help="look for jobs every S seconds (default 1) when nothing wakes the worker",
@@ -140,19 +108,19 @@ class Command(BaseCommand):
         parser.add_argument(
             "--max_jobs",
             "--max-jobs",
-            type=_count,
+            type=count,
             metavar="N",
             help="exit after N tasks were run",
         )
         parser.add_argument(
             "--processes",
-            type=_count,
+            type=count,
             metavar="N",
             help="run N worker processes and replace those that die (default: this process is the worker)",
         )
         parser.add_argument(
             "--threads",
-            type=_count,
+            type=count,
             default=0,
             metavar="N",
             help="run tasks in N threads of each process (default: one after the other in its main thread)",
@@ -160,26 +128,26 @@ class Command(BaseCommand):
         parser.add_argument(
             "--max_memory",
             "--max-memory",
-            type=_mebibytes,
+            type=given(float, _mebibytes),
             metavar="MIB",
             help="exit between two jobs once over MIB of memory are in use; --processes starts a new worker then",
         )
         parser.add_argument(
             "--timeout",
-            type=_lease,
+            type=given(float, LEASE),
             metavar="S",
             help='count as lost after S seconds of silence (default DBQ["WORKER_TIMEOUT"], 60)',
         )
         parser.add_argument(
             "--grace",
-            type=_seconds,
+            type=given(float, SECONDS),
             default=GRACE,
             metavar="S",
             help=f"let running tasks go on for S seconds (default {GRACE:g}) when told to stop",
         )
         parser.add_argument(
             "--retry",
-            type=_whole,
+            type=given(int, COUNT),
             default=0,
             metavar="N",
             help="try steps again up to N times that do not say so themselves (default 0)",
@@ -219,7 +187,9 @@ class Command(BaseCommand):
         alone = os.getpid() == 1 and self._is_main() and not reloads
         if processes := options["processes"] or int(alone):
             if reload == "always":
-                raise CommandError("--reload runs one worker: not together with --processes.")
+                raise CommandError(
+                    "--reload runs one worker: not together with --processes.", returncode=MISUSED
+                )
             work = partial(self._work, queues, options)
             sys.exit(supervisor.run_processes(processes, work, ends))
         if reloads:
@@ -266,7 +236,9 @@ class Command(BaseCommand):
         names = [*filter(None, [options["queue_name"]]), *options["queue"]]
         if options["exclude_queue"]:
             if names:
-                raise CommandError("Name queues to serve or queues to exclude, not both.")
+                raise CommandError(
+                    "Name queues to serve or queues to exclude, not both.", returncode=MISUSED
+                )
             return Queues(tuple(dict.fromkeys(options["exclude_queue"])), exclude=True)
         return Queues(tuple(dict.fromkeys(names)) or ("default",))
 
