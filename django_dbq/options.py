@@ -126,6 +126,10 @@ NAME = _expect(
     f"a name (a string of 1 to {EVENT_LENGTH} characters)",
     lambda value: _is_text(value) and len(value) <= EVENT_LENGTH and "\0" not in value,
 )
+STEP_NAME = _expect(
+    f"a name (a string of 1 to {EVENT_LENGTH} characters) that is no number, which is a place",
+    lambda value: NAME(value) is None and not value.isdecimal(),
+)
 FLAG = _expect("True or False", lambda value: isinstance(value, bool))
 COUNT = _expect("a whole number, 0 or more", _is_count)
 LIMIT = _expect("a whole number, 1 or more", lambda value: _is_count(value, 1))
@@ -222,7 +226,7 @@ JOB_OPTIONS: dict[str, Option] = {
 
 # Options of every form of a step.
 NAMED: dict[str, Option] = {
-    "name": Option(NAME),
+    "name": Option(STEP_NAME),
     "renamed_from": Option(_either(TEXT, _each(TEXT))),
     "when": Option(PATH),
 }

@@ -201,7 +201,8 @@ class Pipeline:
         return self._following[step.place]
 
     def named(self, step: str | int) -> Step:
-        """The step outside of groups and maps with this name, path or place.
+        """The step outside of groups and maps with this name, path or place; a map also by the path of its task, as
+        ``JOBS`` has it.
 
         Raises:
             LookupError: there is none, or several; says which there are.
@@ -210,7 +211,7 @@ class Pipeline:
             s
             for s in self.steps
             if (s.place == step if isinstance(step, int) else step in (s.name, s.path))
-        ]
+        ] or [s for s in self.steps if isinstance(s, Map) and s.task and s.task.path == step]
         if len(found) == 1:
             return found[0]
         known = ", ".join(f"{s.place} ({s.name})" for s in self.steps)

@@ -758,6 +758,7 @@ NAMES = parse(
         (2, 2),
         ("d", 5),
         ("map m.d", 5),
+        ("m.d", 5),  # as it stands in JOBS
         (5, 5),
         ("rest", 7),
         ("sleep", 7),
@@ -772,6 +773,15 @@ def test_steps_by_name_path_and_place(step: str | int, place: int) -> None:
     assert NAMES.named(step) in NAMES.steps
 
 
+def test_a_path_is_a_tasks_first_and_a_maps_else() -> None:
+    mapped = {"map": "m.a", "over": "cats"}
+    assert parse({"it": [mapped, "m.a"]})["it"].named("m.a").place == 2
+    with pytest.raises(LookupError, match=r"has several steps 'm\.a'"):
+        parse({"it": [mapped, mapped]})["it"].named("m.a")
+    with pytest.raises(LookupError, match=r"has no step 'm\.a'"):
+        parse({"it": ["m.b", [mapped]]})["it"].named("m.a")
+
+
 KNOWN = "By place, it has: 0 (first), 1 (b), 2 (group), 5 (d), 7 (rest), 8 (approval), 9 (b)."
 
 
@@ -781,7 +791,6 @@ KNOWN = "By place, it has: 0 (first), 1 (b), 2 (group), 5 (d), 7 (rest), 8 (appr
         ("b", "several steps 'b'"),
         ("inner", "no step 'inner'"),
         ("m.c", "no step 'm.c'"),
-        ("m.d", "no step 'm.d'"),  # what the members of a map run
         (3, "no step 3"),
         (10, "no step 10"),
         (-1, "no step -1"),
@@ -931,7 +940,11 @@ LATER_ON_JOBS: dict[str, tuple[list[Any], list[Any], str]] = {
 NOT_TEXTS, TEXTS = ["", 5, None, ["a"]], "a string that is not empty"
 ON_FAILURE = (["fail", "cancel_rest", "ignore"], ["retry", "", None, 1, []], '"cancel_rest"')
 ON_EVERY_FORM: dict[str, tuple[list[Any], list[Any], str]] = {
-    "name": (["fetch", "n" * 200], ["", "n" * 201, 5, None, ["a"]], "1 to 200 characters"),
+    "name": (
+        ["fetch", "n" * 200, "2nd", "1.5"],
+        ["", "n" * 201, 5, None, ["a"], "2", "007", "\N{ARABIC-INDIC DIGIT TWO}", "a\0"],
+        "1 to 200 characters",
+    ),
     "renamed_from": (
         ["fetch", "m.old", ["fetch", "m.old"], ("fetch",)],
         ["", [], 5, None, [5], ["a", ""], {"a": "b"}],
