@@ -111,8 +111,11 @@ def or_none(expectation: Expectation) -> Expectation:
 def _mistake_of_schema(value: Any) -> str | None:
     from . import schemas  # takes a while to import, which only those with a schema need
 
-    wrong = schemas.mistake(value)
-    return wrong and f"is not a JSON schema: {wrong}"
+    if (wrong := schemas.mistake(value)) is not None:
+        return f"is not a JSON schema: {wrong}"
+    if not schemas.allows_dicts(value):
+        return "takes no dict, and a job that is given no workspace has {}"
+    return None
 
 
 PATH = _expect("a dotted path (a string of at most 255 characters)", _is_path)
@@ -144,7 +147,7 @@ FACTOR = _expect("a number from 1 to 1000", lambda value: _is_number(value, 1, 1
 ON_LOST = _expect('"retry", "fail" or "hold"', lambda value: value in ("retry", "fail", "hold"))
 QUEUE = _expect(
     f"the name of a queue (a string of 1 to {QUEUE_LENGTH} characters)",
-    lambda value: _is_text(value) and len(value) <= QUEUE_LENGTH,
+    lambda value: _is_text(value) and len(value) <= QUEUE_LENGTH and "\0" not in value,
 )
 PRIORITY = _expect(
     "a whole number from -32768 to 32767",

@@ -12,6 +12,7 @@ from .options import FORMS, JOB_OPTIONS, PATH, SHARED, Option, Problem
 from .pipelines import (
     NAME_LENGTH,
     PATH_LENGTH,
+    SLEEP,
     WAIT_FOR,
     Catalogue,
     Group,
@@ -77,13 +78,9 @@ def _job(
     def problem(code: str, at: str, text: str, hint: str) -> None:
         problems.append(Problem(code, at, text, hint, job))
 
-    if not isinstance(name, str) or not name or len(name) > NAME_LENGTH:
-        problem(
-            "E001",
-            where,
-            "is not a usable name",
-            f"Name a job by a string of 1 to {NAME_LENGTH} characters.",
-        )
+    if not isinstance(name, str) or not 0 < len(name) <= NAME_LENGTH or "\0" in name:
+        hint = f"Name a job by a string of 1 to {NAME_LENGTH} characters, without NUL."
+        problem("E001", where, "is not a usable name", hint)
         return None
     if isinstance(entry, list | tuple):
         entry = {"tasks": entry}
@@ -116,7 +113,8 @@ def _job(
         return None
     steps = _Steps(job, options, problems, written)
     sequence = steps.sequence(tasks, f'{where}["tasks"]')
-    steps.compare_names()
+    steps.compare_names(sequence)
+    steps.compare_former()
     if len(problems) > found:
         return None
     known = {key: options[key] for key in options if key in Pipeline.__dataclass_fields__}
@@ -153,9 +151,9 @@ class _Steps:
         self.problems = problems
         self.written = written
         self.where: list[str] = []  # the key path of each step, by place
-        self.paths: dict[str, str] = {}  # of steps, and where they stand first
-        self.names: dict[str, str] = {}  # those that are given, and where
-        self.former: list[tuple[str, str, str]] = []  # where it says so, earlier name, form
+        self.paths: dict[str, str] = {}  # of the step at each key path
+        self.names: dict[str, str] = {}  # those that are given, likewise
+        self.former: list[tuple[str, str, str, str]] = []  # step, where it says so, word, form
 
     def sequence(self, steps: Iterable[object], where: str) -> tuple[Step, ...]:
         found = [self.step(step, f"{where}[{number}]") for number, step in enumerate(steps)]
@@ -180,7 +178,7 @@ class _Steps:
             return self._problem(where, f"is {kind(step)}", hint)
         forms = [key for key in FORMS if key in step]
         if len(forms) != 1:
-            has = " and ".join(forms) if forms else "none of " + ", ".join(FORMS)
+            has = " and ".join(forms) if forms else f"none of {', '.join(FORMS)}{_meant(step)}"
             return self._problem(where, f"has {has}", "Give the step exactly one of them.")
         (form,) = forms
         if form == "map" and isinstance(step["map"], list | tuple):
@@ -197,8 +195,8 @@ class _Steps:
             "renamed_from": tuple(path for word in former for path in _rows(form, word)),
             "when": values.get("when"),
         }
-        if name is not None and self.names.setdefault(name, where) != where:
-            self._clash(f'{where}["name"]', f"is {name!r}, the name of {self.names[name]} too")
+        if name is not None:
+            self.names[where] = name
         if form == "task":
             path = values["task"]
             own = _over(self.options, values, step, where, self.job, self.problems)
@@ -226,7 +224,7 @@ class _Steps:
                 **said,
             )
         if found is not None:
-            self.paths.setdefault(found.path, where)
+            self.paths[where] = found.path
         return found
 
     def _map(
@@ -254,7 +252,7 @@ class _Steps:
             collected="into" in values,
         )
         self.where.append(f'{where}["map"]')
-        self.paths.setdefault(path, self.where[-1])
+        self.paths[self.where[-1]] = path
         return Map(
             place,
             f"map {path}"[:PATH_LENGTH],
@@ -304,21 +302,51 @@ class _Steps:
     def _former(self, values: dict[str, Any], form: str, where: str) -> tuple[str, ...]:
         former = values.get("renamed_from", ())
         if isinstance(former, str):
-            self.former.append((f'{where}["renamed_from"]', former, form))
+            self.former.append((where, f'{where}["renamed_from"]', former, form))
             return (former,)
         for number, word in enumerate(former):
-            self.former.append((f'{where}["renamed_from"][{number}]', word, form))
+            self.former.append((where, f'{where}["renamed_from"][{number}]', word, form))
         return tuple(former)
 
-    def compare_names(self) -> None:
-        """Note what was renamed and still stands: a job that stands there would never be found elsewhere."""
-        for at, word, form in self.former:
-            stands = [self.paths.get(path) for path in (word, *_rows(form, word))]
-            if found := next(filter(None, [*stands, self.names.get(word)]), None):
+    def compare_names(self, sequence: Iterable[Step]) -> None:
+        """Note names that would find another step as well.
+
+        Args:
+            sequence: the steps outside of groups and maps: only these are asked for by name, so only among them a name
+                that is given may clash with one that is not.
+        """
+        named = _by_first(self.names)
+        outside = {self.where[step.place]: step for step in sequence}
+        for where, name in self.names.items():
+            at = f'{where}["name"]'
+            if named[name] != where:
+                self._clash(at, f"is {name!r}, the name of {named[name]} too")
+            for other, step in outside.items() if where in outside else ():
+                called = (step.path,) if other in self.names else (step.path, step.name)
+                if other != where and name in called:
+                    self._clash(at, f"is {name!r}, by which {other} is found too")
+
+    def compare_former(self) -> None:
+        """Note what was renamed and still stands, where a job would always be found first; and what two steps take, of
+        which the nearest would have the job. (Where both are of one path, that is as it was before.)
+        """
+        named, stand = _by_first(self.names), _by_first(self.paths)
+        taken: dict[str, tuple[str, str]] = {}
+        for where, at, word, form in self.former:
+            stands = [stand.get(path) for path in (word, *_rows(form, word))]
+            if found := next(filter(None, [*stands, named.get(word)]), None):
                 self._clash(at, f"is {word!r}, which still stands at {found}")
+                continue
+            # Not what many steps have had at once, and no word that is no path.
+            rows = [row for row in _rows(form, word) if in_full(row) or "." in row]
+            for row in rows if word not in ("group", SLEEP) else ():
+                first, there = taken.setdefault(row, (where, at))
+                if self.paths.get(first) != self.paths.get(where):
+                    self._clash(at, f"is {word!r}, which {there} takes too")
+                    break
 
     def _clash(self, where: str, text: str) -> None:
-        hint = "Give each step a name of its own; renamed_from takes paths and names that are gone."
+        hint = "Give each step a name of its own; renamed_from takes paths and names that are gone, each for one step."
         self.problems.append(Problem("E014", where, text, hint, self.job))
 
     def _problem(self, where: str, text: str, hint: str) -> Step | None:
@@ -346,6 +374,17 @@ def _rows(form: str, word: str) -> tuple[str, ...]:
     if form == "map":
         return (word[:PATH_LENGTH],) if in_full(word) else (called,)
     return (word,) if form in ("task", "sleep") else (word, called)
+
+
+def _by_first(said: dict[str, str]) -> dict[str, str]:
+    """What is said at key paths, and where first."""
+    return {what: where for where, what in reversed(said.items())}
+
+
+def _meant(step: Mapping[Any, Any]) -> str:
+    """The form that a step without one was probably meant to have."""
+    known = {key for options in FORMS.values() for key in options}
+    return next(filter(None, (nearest(key, FORMS) for key in step if key not in known)), "")
 
 
 def _task_of_map(word: str) -> str | None:

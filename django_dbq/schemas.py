@@ -47,6 +47,12 @@ def mistake(schema: Mapping[str, Any]) -> str | None:
     return None
 
 
+def allows_dicts(schema: Mapping[str, Any]) -> bool:
+    """Whether a schema without mistakes says of no other type that a workspace has to be of it."""
+    errors = _validator(workspaces.dump(dict(schema), "schema")).iter_errors({})
+    return all(error.validator != "type" or error.absolute_path for error in errors)
+
+
 def _follow(schema: Any, kind: type[Validator]) -> None:
     """Go to wherever the schema refers, and see whether there is one.
 

@@ -20,7 +20,8 @@ WANTED = "tests.pipelines.tasks.wanted"
 SCHEMA = {"properties": {"url": {"$ref": "#/$defs/url"}}, "$defs": {"url": {"type": "string"}}}
 
 
-IN_FULL = ["group", "group both", "map tests.jobs.zero", "wait_for ok"]
+def in_full(name: str) -> list[str]:
+    return ["group", f"group {name}", f"map tests.jobs.{name}", f"wait_for {name}"]
 
 
 def errors() -> list[Error]:
@@ -73,11 +74,15 @@ def test_good_settings_have_no_errors(settings: Any) -> None:
         ],
         # A row in full will do for every form, and what makes one for some.
         "renamed": [
-            {"task": ONE, "renamed_from": [*IN_FULL, "tests.jobs.zero"]},
-            {"sleep": 1, "renamed_from": [*IN_FULL, "tests.jobs.zero"]},
-            {"map": ONE, "over": "cats", "renamed_from": [*IN_FULL, "tests.jobs.zero"]},
-            {"group": [TWO], "name": "two", "renamed_from": [*IN_FULL, "zero", "tests.jobs.zero"]},
-            {"wait_for": "yes", "renamed_from": [*IN_FULL, "ok", "tests.jobs.zero"]},
+            {"task": ONE, "renamed_from": [*in_full("zero"), "tests.jobs.zero"]},
+            {"sleep": 1, "renamed_from": [*in_full("rest"), "tests.jobs.rest"]},
+            {"map": ONE, "over": "cats", "renamed_from": [*in_full("cats"), "tests.jobs.cat"]},
+            {
+                "group": [TWO],
+                "name": "two",
+                "renamed_from": [*in_full("pair"), "a", "tests.jobs.a"],
+            },
+            {"wait_for": "yes", "renamed_from": [*in_full("ok"), "si", "tests.jobs.si"]},
         ],
     }
     assert errors() == []
@@ -90,6 +95,7 @@ BAD: list[tuple[Any, str, str, str]] = [
     ({5: [ONE]}, "E001", "JOBS[5] is not a usable name", "1 to 200 characters"),
     ({"": [ONE]}, "E001", "JOBS[''] is not a usable name", "1 to 200 characters"),
     ({"x" * 201: [ONE]}, "E001", "is not a usable name", "1 to 200 characters"),
+    ({"a\0b": [ONE]}, "E001", "JOBS['a\\x00b'] is not a usable name", "without NUL"),
     ({"feed": ONE}, "E002", "JOBS['feed'] is a str", "list of task paths"),
     ({"feed": None}, "E002", "JOBS['feed'] is None.", "list of task paths"),
     ({"feed": []}, "E002", "JOBS['feed'][\"tasks\"] is empty", "at least one"),
@@ -112,6 +118,13 @@ BAD: list[tuple[Any, str, str, str]] = [
     ({"feed": ["not a path"]}, "E004", "JOBS['feed'][\"tasks\"][0] is 'not a path'", "dotted path"),
     ({"feed": [ONE, 5]}, "E005", "JOBS['feed'][\"tasks\"][1] is an int", "wait_for"),
     ({"feed": [{"sleep": 5, "task": ONE}]}, "E005", "has task and sleep", "exactly one"),
+    ({"feed": [{"taks": ONE}]}, "E005", "group, map (did you mean 'task'?)", "exactly one"),
+    (
+        {"feed": [{"task": ONE, "name": "2"}]},
+        "E004",
+        "JOBS['feed'][\"tasks\"][0][\"name\"] is '2'",
+        "no number, which is a place",
+    ),
     (
         {"feed": [{"map": [ONE, TWO], "over": "cats"}]},
         "E005",
@@ -317,6 +330,18 @@ BAD: list[tuple[Any, str, str, str]] = [
         "a name of its own",
     ),
     (
+        {"feed": [{"task": ONE, "name": "two"}, TWO]},
+        "E014",
+        "JOBS['feed'][\"tasks\"][0][\"name\"] is 'two', by which JOBS['feed'][\"tasks\"][1] is found too",
+        "a name of its own",
+    ),
+    (
+        {"feed": [{"task": task, "renamed_from": "tests.jobs.zero"} for task in (ONE, TWO)]},
+        "E014",
+        "JOBS['feed'][\"tasks\"][1][\"renamed_from\"] is 'tests.jobs.zero', which JOBS['feed'][\"tasks\"][0]",
+        "each for one step",
+    ),
+    (
         {"feed": [ONE, {"task": TWO, "renamed_from": ["tests.jobs.zero", ONE]}]},
         "E014",
         "JOBS['feed'][\"tasks\"][1][\"renamed_from\"][1] is 'tests.jobs.one', which still stands at",
@@ -358,6 +383,19 @@ BAD: list[tuple[Any, str, str, str]] = [
         "E004",
         "JOBS['feed'][\"workspace_schema\"] is not a JSON schema: 'strin' is not one of ['array', ",
         "a JSON schema (a dict)",
+    ),
+    *(
+        (
+            {"feed": {"tasks": [ONE], "workspace_schema": schema}},
+            "E004",
+            "JOBS['feed'][\"workspace_schema\"] takes no dict, and a job that is given no workspace has {}",
+            "a JSON schema (a dict)",
+        )
+        for schema in (
+            {"type": "array"},
+            {"type": ["string", "null"]},
+            {"$ref": "#/$defs/list", "$defs": {"list": {"type": "array"}}},
+        )
     ),
     (
         {"feed": ["tests.jobs.takes_nothing"]},

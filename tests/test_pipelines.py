@@ -627,8 +627,8 @@ def test_a_map_in_full_leaves_a_task_of_that_path_alone() -> None:
 
 
 def test_of_two_steps_that_were_one_the_nearest_is_found() -> None:
-    both = [{"task": f"m.{name}", "renamed_from": "m.old"} for name in "abc"]
-    pipeline = parse({"it": both})["it"]
+    """As the path stood at each of these places, and has another name now."""
+    pipeline = parse({"it": [{"task": "m.new", "renamed_from": "m.old"}] * 3})["it"]
     for place in range(3):
         assert pipeline.locate(place, "m.old") == pipeline.steps[place]
 
@@ -640,6 +640,7 @@ def test_a_path_that_stands_counts_more_than_one_that_was(place: int) -> None:
     assert Pipeline("it", steps).locate(place, "m.b") is steps[1]
 
 
+LEAST_MAP = {"map": "m.d", "over": "cats"}
 CLASHES: list[tuple[str, list[Any], list[tuple[str, str]]]] = [
     (
         "a name twice",
@@ -698,6 +699,50 @@ CLASHES: list[tuple[str, list[Any], list[tuple[str, str]]]] = [
         [{"wait_for": "ok"}, {"wait_for": "yes", "renamed_from": "ok"}],
         [('[1]["renamed_from"]', "is 'ok', which still stands at JOBS['it'][\"tasks\"][0]")],
     ),
+    *(
+        (
+            f"a name that {what} has without being given it",
+            steps,
+            [
+                (
+                    f'[{at}]["name"]',
+                    f"is {name!r}, by which JOBS['it'][\"tasks\"][{other}] is found too",
+                )
+            ],
+        )
+        for what, name, at, other, steps in (
+            ("a task", "b", 0, 1, [{"task": "m.a", "name": "b"}, "m.b"]),
+            ("a task before it", "b", 1, 0, ["m.b", {"task": "m.a", "name": "b"}]),
+            ("a task of the same path", "a", 1, 0, ["m.a", {"task": "m.a", "name": "a"}]),
+            ("a map", "d", 0, 1, [{"task": "m.a", "name": "d"}, LEAST_MAP]),
+            ("a group", "group", 0, 1, [{"task": "m.a", "name": "group"}, ["m.b"]]),
+            ("a wait", "ok", 0, 1, [{"sleep": 1, "name": "ok"}, {"wait_for": "ok"}]),
+            (
+                *("a path", "sleep", 0, 1),
+                [{"task": "m.a", "name": "sleep"}, {"sleep": 1, "name": "rest"}],
+            ),
+            ("a task as its path", "m.b", 0, 1, [{"task": "m.a", "name": "m.b"}, "m.b"]),
+        )
+    ),
+    *(
+        (
+            f"renamed from what another {what} was",
+            [{**one, "renamed_from": first}, [{**other, "renamed_from": ["m.gone", second]}]],
+            [
+                (
+                    '[1][0]["renamed_from"][1]',
+                    f'is {second!r}, which JOBS[\'it\']["tasks"][0]["renamed_from"] takes too',
+                )
+            ],
+        )
+        for what, one, first, other, second in (
+            ("task", {"task": "m.b"}, "m.old", {"task": "m.c"}, "m.old"),
+            ("group", {"group": ["m.b"], "name": "b"}, "old", {"group": ["m.c"]}, "group old"),
+            ("wait", {"wait_for": "yes"}, "old", {"wait_for": "no"}, "old"),
+            ("map", LEAST_MAP, "m.old", {"task": "m.c"}, "map m.old"),
+            ("task, of another form", {"task": "m.b"}, "m.old", {"sleep": 1}, "m.old"),
+        )
+    ),
 ]
 
 
@@ -718,9 +763,18 @@ def test_names_that_clash(tasks: list[Any], expected: list[tuple[str, str]]) -> 
     "tasks",
     [
         ["m.a", "n.a", "m.a"],  # names that nobody has given
-        [{"task": "m.a", "name": "x"}, "m.x"],
+        [{"task": "m.a", "name": "x"}, ["m.x", {"sleep": 1}], {"wait_for": "m.a"}],
+        [{"task": "m.a", "name": "x"}, {"group": ["m.x", "m.y"], "name": "y"}],
+        [["m.a", {"task": "m.b", "name": "a"}], "m.b"],  # in a branch nobody asks by name
         [["m.a"], ["m.a"], {"sleep": 1}, {"sleep": 1}, {"wait_for": "x"}, {"wait_for": "x"}],
-        [{"task": "m.b", "renamed_from": "m.a"}, {"task": "m.c", "renamed_from": "m.a"}],
+        [{"task": "m.b", "renamed_from": "m.a"}, "m.c", {"task": "m.b", "renamed_from": "m.a"}],
+        [{"task": "m.b", "renamed_from": ["m.a", "m.a"]}],
+        # The name of a form is nobody's own.
+        [{"group": [f"m.{name}"], "name": name, "renamed_from": "group"} for name in "ab"],
+        [{"task": f"m.{name}", "renamed_from": "sleep"} for name in "ab"],
+        # One word is a row of its own in each form.
+        [{"task": "m.b", "renamed_from": "m.a"}, {**LEAST_MAP, "renamed_from": "m.a"}],
+        [{"group": ["m.b"], "renamed_from": "a"}, {"wait_for": "b", "renamed_from": "a"}],
         [{"task": "m.b", "name": "x", "renamed_from": "m.x"}],
     ],
     ids=str,
@@ -853,7 +907,7 @@ NOW: dict[str, tuple[list[Any], list[Any], str]] = {
     "post_task_hook": ([PATH], NOT_PATHS, PATHS),
     "failure_hook": ([PATH], NOT_PATHS, PATHS),
     "completion_hook": ([PATH, "a." + "b" * 253], NOT_PATHS, PATHS),
-    "queue": (["mail", "q" * 63], ["", "q" * 64, 5, None], "1 to 63 characters"),
+    "queue": (["mail", "q" * 63], ["", "q" * 64, "a\0b", 5, None], "1 to 63 characters"),
     "priority": ([0, -32768, 32767], [-32769, 32768, 1.0, True, "1", None], "-32768 to 32767"),
     "description": (["", "Feeds the cats"], [5, None, ["x"]], "a string"),
     "unique": (
@@ -1382,6 +1436,18 @@ MISTAKES: list[tuple[str, Any, list[tuple[str, str]], str]] = [
         [("E005", "")],
         "has none of task, sleep, wait_for, group, map",
     ),
+    (
+        "a form that is misspelt",
+        {"retries": 3, "name": "x", "taks": "m.a"},
+        [("E005", "")],
+        "has none of task, sleep, wait_for, group, map (did you mean 'task'?)",
+    ),
+    (
+        "another one",
+        {5: 1, "colour": 1, "waitfor": "ok", "timeout": 5},
+        [("E005", "")],
+        "has none of task, sleep, wait_for, group, map (did you mean 'wait_for'?)",
+    ),
     ("an empty dict", {}, [("E005", "")], "has none of"),
     ("a number", 5, [("E005", "")], "is an int"),
     ("None", None, [("E005", "")], "is None"),
@@ -1437,7 +1503,18 @@ def test_every_mistake_is_reported_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "jobs", [None, 5, "jobs", [], [("a", ["m.a"])], {None: None}, {"": ["m.a"]}, {"a" * 201: []}]
+    "jobs",
+    [
+        None,
+        5,
+        "jobs",
+        [],
+        [("a", ["m.a"])],
+        {None: None},
+        {"": ["m.a"]},
+        {"a" * 201: []},
+        {"a\0": []},
+    ],
 )
 def test_parse_never_raises(jobs: Any) -> None:
     catalogue = parse(jobs)

@@ -129,6 +129,7 @@ def test_a_pipeline_with_a_wrong_schema_creates_no_job_and_says_why(
         {"properties": {"url": {"$id": "https://example.com/u", "$ref": "#/$defs/a", "$defs": {"a": True}}}},
         {"$schema": "http://json-schema.org/draft-07/schema#", "properties": {"more": {"$ref": "#"}}},
         {"properties": {"$ref": {"type": "string"}}, "const": {"url": "x", "$ref": "#/nowhere"}},
+        {"type": ["array", "object"], "properties": {"sizes": {"type": "array"}}},
         {"anyOf": [{"$ref": "https://json-schema.org/draft/2020-12/schema"}]},
     ],
     ids=str,
