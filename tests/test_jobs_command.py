@@ -222,7 +222,27 @@ def test_list_as_json() -> None:
         "queue_name": "default",
         "attempt": 0,
         "run_after": None,
+        "parent": None,
+        "position": None,
     }
+
+
+def test_list_tells_members_from_jobs() -> None:
+    jobs = [create("held back") for _ in range(2)]
+    drain("default")
+    parents = [str(job.pk) for job in jobs]
+
+    def listed(*filters: str) -> list[tuple[str | None, int | None]]:
+        rows = json.loads(run("jobs", "list", "--json", *filters))
+        return sorted((row["parent"] or "", row["position"]) for row in rows)
+
+    alone = [("", None)] * 2
+    members = {key: [(key, 0), (key, 1)] for key in parents}
+    assert listed() == [*alone, *members[parents[0]], *members[parents[1]]]
+    assert listed("--no-members") == listed("--no_members") == alone
+    assert listed("--parent", parents[1]) == members[parents[1]]
+    assert listed("--parent", parents[1][:-1], "--state", "NEW") == [(parents[1], 1)]
+    assert attempt("jobs", "list", "--parent", "beef")[1] == "beef: there is no such job.\n"
 
 
 def test_list_neither_shows_nor_reads_workspaces() -> None:
@@ -245,11 +265,18 @@ def test_list_neither_shows_nor_reads_workspaces() -> None:
         (["fork", "beef", "--workspace", "[1]"], "a workspace is a JSON object"),
         (["fork", "beef", "--workspace", "{"], "this is not JSON"),
         (["send", "beef", "approval", "yes"], "this is not JSON"),
-        (["retry"], "Name jobs by their ids, or by --state, --name and --queue."),
-        (["cancel", "beef", "--state", "NEW"], "Name jobs by their ids, or by --state"),
+        (["list", "--limit", "few"], "'few' is not a whole number, 1 or more"),
+        (["list", "--queue", ""], "'' is not the name of a queue"),
+        (["list", "--parent", "beef", "--no-members"], "not allowed with argument"),
+        (["send", "beef", "approval", "[" * 100_000], "this is not JSON"),
+        (["retry"], "Name jobs by their ids, or by --state, --name, --queue and --parent."),
+        (["cancel", "beef", "--state", "NEW"], "Ids and filters (--state, --name, "),
+        (["cancel", "beef", "--no-members"], "do not go together"),
         (["cancel", "--yes"], "Name jobs by their ids, or by --state"),
+        (["cancel", "--no-members", "--yes"], "Name jobs by their ids, or by --state"),
+        (["retry", "--parent", "beef", "--from", "1"], "--from and --parent do not go together"),
     ],
-    ids=" ".join,
+    ids=lambda words: " ".join(words)[:40] if isinstance(words, list) else "",
 )
 def test_what_makes_no_sense_is_refused(arguments: list[str], complaint: str) -> None:
     job = create()
@@ -298,6 +325,15 @@ def test_show_tells_all_of_a_job_but_for_its_secrets() -> None:
     ]
     assert shown["dependents"] == [{"job_id": str(later.pk), "state": "failed"}]
     assert [(one["name"], one["taken"]) for one in shown["events"]] == [("approval", 0)]
+
+
+def test_show_tells_in_words_what_became_of_events() -> None:
+    job = create()
+    for number, name in enumerate(("go", "go on")):
+        JobEvent.objects.create(job=job, name=name, sent=timezone.now(), taken=7 * number)
+    waiting, taken = run("jobs", "show", job.pk).splitlines()[-2:]
+    assert waiting.endswith("  not taken")
+    assert taken.endswith("  taken by attempt 7")
 
 
 def test_show_shows_what_may_be_secret_when_it_is_asked_to() -> None:
@@ -531,8 +567,38 @@ def test_in_bulk_it_says_on_a_terminal_how_many_there_are(verb: str) -> None:
 def test_in_bulk_states_in_which_it_cannot_be_done_do_not_match(verb: str) -> None:
     complete = create(state="COMPLETE")
     assert run("jobs", verb, "--name", "feed", "--yes") == ""
-    assert run("jobs", verb, "--state", "COMPLETE", terminal=True) == f"Jobs to {verb}: 0\n"
+    assert run("jobs", verb, "--name", "feed", terminal=True) == f"Jobs to {verb}: 0\n"
     assert states(complete) == ["COMPLETE"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (
+            ["retry", "--state", "WAITING"],
+            "No job that is WAITING can be retried; those that are FAILED, CANCELLED, BLOCKED can.",
+        ),
+        (
+            ["cancel", "--state", "NEW", "--state", "FAILED", "--state", "COMPLETE"],
+            "No job that is FAILED or COMPLETE can be cancelled; those that are NEW, READY, ",
+        ),
+        (["pause", "--state", "PAUSED"], "No job that is PAUSED can be paused; "),
+        (["resume", "--state", "NEW"], "those that are PAUSED, PROCESSING, STOPPING can."),
+    ],
+)
+def test_in_bulk_a_state_in_which_it_can_never_be_done_is_refused(
+    arguments: list[str], complaint: str
+) -> None:
+    job = create()
+    assert complaint in attempt("jobs", *arguments, "--yes")[1]
+    assert states(job) == ["NEW"]
+
+
+def test_in_bulk_an_empty_name_is_that_of_no_job(verb: str) -> None:
+    before, _ = VERBS[verb]
+    job = create(state=before)
+    assert run("jobs", verb, "--state", before, "--name", "", "--yes") == ""
+    assert states(job) == [before]
 
 
 def test_in_bulk_it_needs_a_yes_where_nobody_can_be_asked(
@@ -607,6 +673,60 @@ def test_in_bulk_members_go_with_their_parents(verb: str) -> None:
     left = set(Job.objects.filter(parent__isnull=False).values_list("state", flat=True))
     rested = {"retry": "READY", "resume": "NEW"}.get(verb, expected)
     assert left == {"COMPLETE", rested}
+
+
+def failed_member(state: str, **fields: Any) -> tuple[Job, Job]:
+    """A job in this state at its group, and a member of it that has failed."""
+    job = create("held back")
+    drain("default")
+    member = job.children.get(position=1)
+    Job.objects.filter(pk=member.pk).update(state="FAILED")
+    Job.objects.filter(pk=job.pk).update(state=state, **fields)
+    return job, member
+
+
+def test_in_bulk_from_a_step_only_jobs_that_are_members_of_nothing_are_retried() -> None:
+    ended, waiting = failed_member("FAILED"), failed_member("WAITING")
+    assert run("jobs", "retry", "--state", "FAILED", "--from", "0", "--yes") == ""
+    assert states(*ended, *waiting) == ["READY", "FAILED", "WAITING", "FAILED"]
+
+
+@pytest.mark.parametrize(
+    ("state", "fields", "retried"),
+    [
+        ("WAITING", {}, True),
+        ("PAUSED", {}, True),
+        ("WAITING", {"round": 9}, False),
+        ("COMPLETE", {}, False),
+        ("CANCELLED", {}, False),
+    ],
+)
+def test_in_bulk_members_are_retried_if_their_parents_wait_for_them(
+    state: str, fields: dict[str, Any], retried: bool
+) -> None:
+    job, member = failed_member(state, **fields)
+    said = run("jobs", "retry", "--state", "FAILED", "--yes", terminal=True)
+    assert said.splitlines()[0] == f"Jobs to retry: {retried:d}"
+    assert states(job, member) == [state, "READY" if retried else "FAILED"]
+
+
+def test_a_member_that_is_refused_leads_to_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    job, member = failed_member("COMPLETE")
+    monkeypatch.setattr(jobs_command.engine, "retry", lambda *arguments: None)
+    assert attempt("jobs", "retry", member.pk)[1].splitlines()[0] == (
+        f"{member.pk}: it is FAILED, and its parent does not wait for it; retry its parent: "
+        f"manage.py jobs retry {job.pk}."
+    )
+
+
+def test_in_bulk_members_of_one_job_or_none() -> None:
+    jobs = [create("held back") for _ in range(2)]
+    drain("default")
+    members = [job.children.get(position=1) for job in jobs]
+    assert run("jobs", "pause", "--parent", jobs[0].pk, "--yes") == ""
+    assert states(*jobs, *members) == ["WAITING", "WAITING", "PAUSED", "NEW"]
+    assert run("jobs", "resume", "--state", "PAUSED", "--no-members", "--yes") == ""
+    assert states(*members) == ["PAUSED", "NEW"]
 
 
 def test_in_bulk_failures_are_told_one_by_one() -> None:
@@ -700,9 +820,11 @@ def test_send_sends_nothing_to_a_job_whose_member_waits(settings: Any) -> None:
     drain()
     assert attempt("jobs", "send", job.pk, "approval")[1] == (
         f"{job.pk}: no step of 'inner' waits for 'approval'; a step in a group does: send it to that member "
-        "(`jobs list --state WAITING`).\n"
+        f"(`manage.py jobs list --parent {job.pk} --state WAITING`).\n"
     )
     member = job.children.get(position=0)
+    hint = f"jobs list --parent {job.pk} --state WAITING --json".split()
+    assert [row["id"] for row in json.loads(run(*hint))] == [str(member.pk)]
     assert attempt("jobs", "send", member.pk, "approval")[1] == ""
     assert JobEvent.objects.get().job == member
 

@@ -305,10 +305,14 @@ def test_commands() -> None:
 
 
 # What each verb of such a command takes.
-WHICH = {"id", "--state", "--states", "--name", "--queue", "--yes"}
+FILTERS = {
+    *("--state", "--states", "--name", "--queue"),
+    *("--parent", "--no_members", "--no-members"),
+}
+WHICH = {"id", *FILTERS, "--yes"}
 VERBS: dict[str, dict[str, set[str]]] = {
     "jobs": {
-        "list": {"--state", "--states", "--name", "--queue", "--limit", "--json"},
+        "list": {*FILTERS, "--limit", "--json"},
         "show": {"id", "--workspace", "--json"},
         "explain": {"id", "--json"},
         "retry": {*WHICH, "--from"},

@@ -14,6 +14,7 @@ from ..states import State
 
 MANY = 20  # attempts, members, dependencies and events of one job
 LISTED = ("id", "state", "name", "next_task", "queue_name", "attempt", "created", "run_after")
+MEMBERSHIP = ("parent", "position")  # listed as well where a program reads it
 FIELDS = (
     *("id", "name", "state", "next_task", "step", "queue_name", "home_queue", "priority"),
     *("created", "modified", "run_after", "deadline", "finished", "attempt", "failures", "lost"),
@@ -80,17 +81,26 @@ def page(values: dict[str, Any]) -> Iterator[str]:
     for key in TABLES:
         if not (rows := values[key]):
             continue
-        if key == "attempts":
-            rows = [_for_people(row) for row in rows]
+        if (worded := FOR_PEOPLE.get(key)) is not None:
+            rows = [worded(row) for row in rows]
         yield f"\n{key}"
         for line in table([list(row.values()) for row in rows], heading=list(rows[0])):
             yield f"  {line}"
 
 
-def _for_people(attempt: dict[str, Any]) -> dict[str, Any]:
+def _attempt_for_people(attempt: dict[str, Any]) -> dict[str, Any]:
     """With the length of time in words, where it was in seconds."""
     worded = {**attempt, "seconds": span(attempt["seconds"])}
     return {"took" if key == "seconds" else key: value for key, value in worded.items()}
+
+
+def _event_for_people(event: dict[str, Any]) -> dict[str, Any]:
+    """With what became of it in words, where it was the number of an attempt, or 0."""
+    number = event["taken"]
+    return {**event, "taken": f"taken by attempt {number}" if number else "not taken"}
+
+
+FOR_PEOPLE = {"attempts": _attempt_for_people, "events": _event_for_people}
 
 
 def table(rows: Sequence[Sequence[Any]], heading: Sequence[str] = ()) -> Iterator[str]:

@@ -15,17 +15,20 @@ from uuid import UUID
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import router
-from django.db.models import Q, QuerySet
+from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from ... import conf, engine
 from ...explaining import explain
 from ...models import Job, JobExists
+from ...options import LIMIT, QUEUE
 from ...pipelines import WaitFor, nearest
-from ...states import UNFINISHED, Event, State, sources
+from ...states import HELD, UNFINISHED, Event, State, sources
 from ...workspaces import InvalidWorkspace
 from .. import showing
+from ..arguments import MISUSED, given
 
+EVERY = Q()
 BATCH = 1000  # jobs that a bulk form looks up at a time
 
 
@@ -39,50 +42,55 @@ class Verb:
 
     Args:
         act: does it to one job; False if that is in no state for it.
-        eligible: the jobs that are, for the bulk form.
+        states: those from which it can move a job.
+        eligible: which of the jobs in these states the bulk form takes.
     """
 
     done: str
     help: str
     wants: str  # for whoever asks it of another job
-    eligible: Q
     act: Callable[[UUID, datetime.datetime, str, dict[str, Any]], bool]
+    states: tuple[State, ...]
+    eligible: Q = EVERY
 
 
-def _states(event: Event) -> Q:
-    return Q(state__in=sources(event))
-
+# A member that its parent does not wait for (any more) is run again by the parent, or not at all.
+AWAITED = Q(parent=None) | Q(
+    parent__state__in=(State.WAITING, State.PAUSED), parent__round=F("parent_round")
+)
 
 VERBS = {
     "retry": Verb(
         "retried",
         "run FAILED, CANCELLED and BLOCKED jobs again, from the step at which they stand",
         "only FAILED, CANCELLED and BLOCKED jobs can be retried",
-        _states(Event.RETRIED),
         lambda key, now, using, options: (
             engine.retry(key, now, using, options["from_step"]) is not None
         ),
+        sources(Event.RETRIED),
+        AWAITED,
     ),
     "cancel": Verb(
         "cancelled",
         "cancel jobs that have not ended, with all their members",
         "it has ended",
-        _states(Event.CANCELLED),
         lambda key, now, using, options: engine.cancel([key], now, using) > 0,
+        sources(Event.CANCELLED),
     ),
     "pause": Verb(
         "paused",
         "have jobs rest, with their members; what runs goes on to the end of its step",
         "it has ended",
-        _states(Event.PAUSED),
         lambda key, now, using, options: engine.pause([key], now, using) > 0,
+        sources(Event.PAUSED),
     ),
     "resume": Verb(
         "resumed",
         "have paused jobs go on where they were, with their members",
         "only PAUSED jobs can be resumed",
-        _states(Event.RESUMED) | Q(pausing=True),
         lambda key, now, using, options: engine.resume([key], now, using) > 0,
+        (*sources(Event.RESUMED), *HELD),
+        Q(state__in=sources(Event.RESUMED)) | Q(pausing=True),
     ),
 }
 
@@ -97,17 +105,10 @@ def _state(text: str) -> State:
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(State)}") from None
 
 
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number, 1 or more")
-    return count
-
-
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"this is not JSON: {error}") from None
 
 
@@ -138,7 +139,13 @@ class Command(BaseCommand):
 
         listing = add("list", "list jobs, the newest first; their workspaces are not shown")
         self._add_filters(listing)
-        listing.add_argument("--limit", type=_count, default=50, metavar="N", help="at most N (50)")
+        listing.add_argument(
+            "--limit",
+            type=given(int, LIMIT),
+            default=50,
+            metavar="N",
+            help="at most N (50)",
+        )
         listing.add_argument("--json", action="store_true", help="print them as a JSON list")
         showing = add("show", "show a job with its attempts, members, dependencies and events")
         showing.add_argument("id", metavar="ID")
@@ -184,7 +191,14 @@ class Command(BaseCommand):
             help=f"in this state; may be repeated ({', '.join(State)})",
         )
         parser.add_argument("--name", metavar="N", help="of this name")
-        parser.add_argument("--queue", metavar="Q", help="in this queue")
+        parser.add_argument("--queue", type=given(str, QUEUE), metavar="Q", help="in this queue")
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument("--parent", metavar="ID", help="members of this job's groups and maps")
+        which.add_argument(
+            *("--no_members", "--no-members"),
+            action="store_true",
+            help="members of no group or map",
+        )
 
     def _add_from_step(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -211,7 +225,8 @@ class Command(BaseCommand):
 
     def _list(self, options: dict[str, Any]) -> None:
         found = self._filtered(options).order_by("-created")
-        rows = list(found.values(*showing.LISTED)[: options["limit"] + 1])
+        columns = (*showing.LISTED, *(showing.MEMBERSHIP if options["json"] else ()))
+        rows = list(found.values(*columns)[: options["limit"] + 1])
         more = len(rows) > options["limit"]
         rows = rows[: options["limit"]]
         if options["json"]:
@@ -242,9 +257,7 @@ class Command(BaseCommand):
 
     def _each(self, name: str, verb: Verb, options: dict[str, Any]) -> None:
         """Do it to all that were asked for, one after the other."""
-        filtered = any(options[key] for key in ("state", "name", "queue"))
-        if bool(options["id"]) == filtered:
-            raise CommandError("Name jobs by their ids, or by --state, --name and --queue.")
+        self._judge(verb, options)
         asked = failed = 0
         for one in self._asked(name, verb, options):
             asked += 1
@@ -261,11 +274,33 @@ class Command(BaseCommand):
         if failed:
             raise CommandError(f"{failed} of {asked} jobs were not {verb.done}.")
 
+    def _judge(self, verb: Verb, options: dict[str, Any]) -> None:
+        """Refuse what cannot be meant, before anything is done."""
+        narrowed = any(options[key] is not None for key in ("state", "name", "queue", "parent"))
+        if options["id"] and (narrowed or options["no_members"]):
+            said = "Ids and filters (--state, --name, --queue, --parent, --no-members) do not go together."
+        elif not options["id"] and not narrowed:
+            said = "Name jobs by their ids, or by --state, --name, --queue and --parent."
+        elif options["parent"] is not None and options.get("from_step") is not None:
+            said = "--from and --parent do not go together: members are retried where they stand."
+        elif wrong := [state for state in options["state"] or () if state not in verb.states]:
+            said = (
+                f"No job that is {' or '.join(wrong)} can be {verb.done}; "
+                f"those that are {', '.join(verb.states)} can."
+            )
+        else:
+            return
+        raise CommandError(said, returncode=MISUSED)
+
     def _asked(self, name: str, verb: Verb, options: dict[str, Any]) -> Iterable[str | UUID]:
         """The jobs by their ids as they were given, or those that match."""
         if options["id"]:
             return list(dict.fromkeys(options["id"]))
-        found = self._filtered(options).filter(verb.eligible, created__lte=timezone.now())
+        found = self._filtered(options).filter(
+            verb.eligible, state__in=verb.states, created__lte=timezone.now()
+        )
+        if options.get("from_step") is not None:
+            found = found.filter(parent=None)  # their parents' steps are no places for members
         count = found.count()
         if not options["yes"] and count:
             if not sys.stdin.isatty():
@@ -294,7 +329,15 @@ class Command(BaseCommand):
             self._say(f"{key} {verb.done}")
         elif not isinstance(one, UUID):
             # Of those that have matched, one may have gone on since then: with its parent, say.
-            raise Refusal(f"{key}: it is {self._state_of(key)}; {verb.wants}.")
+            raise Refusal(f"{key}: it is {self._standing(verb, key)}.")
+
+    def _standing(self, verb: Verb, key: UUID) -> str:
+        """The state of a job with which it could not be done, and why not."""
+        found = self.jobs.filter(pk=key).values_list("state", "parent").first()
+        state, parent = found or ("gone", None)
+        if parent is not None and verb is VERBS["retry"] and state in verb.states:
+            return f"{state}, and its parent does not wait for it; retry its parent: manage.py jobs retry {parent}"
+        return f"{state}; {verb.wants}"
 
     def _fork(self, options: dict[str, Any]) -> None:
         job = self.jobs.get(pk=self._find(options["id"]))
@@ -318,7 +361,10 @@ class Command(BaseCommand):
                 if any(
                     isinstance(step, WaitFor) and step.event == event for step in pipeline.every
                 ):
-                    waits = "a step in a group does: send it to that member (`jobs list --state WAITING`)"
+                    waits = (
+                        "a step in a group does: send it to that member "
+                        f"(`manage.py jobs list --parent {job.pk} --state WAITING`)"
+                    )
                 raise Refusal(
                     f"{job.pk}: no step of {job.name!r} waits for {event!r}{nearest(event, known)}; {waits}."
                 )
@@ -345,9 +391,11 @@ class Command(BaseCommand):
     def _filtered(self, options: dict[str, Any]) -> "QuerySet[Job]":
         found = self.jobs.all()
         for key, lookup in (("state", "state__in"), ("name", "name"), ("queue", "queue_name")):
-            if options[key]:
+            if options[key] is not None:  # an empty name is that of no job, and not any name
                 found = found.filter(**{lookup: options[key]})
-        return found
+        if options["parent"] is not None:
+            found = found.filter(parent=self._find(options["parent"]))
+        return found.filter(parent=None) if options["no_members"] else found
 
     def _find(self, text: str) -> UUID:
         """The key of the one job whose id begins so."""
