@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import markcoroutinefunction, sync_to_async
 from django.apps import apps
 from django.db import connection, transaction
 
@@ -278,6 +278,24 @@ async def block_async(job: Any) -> None:
     """Run on in synchronous code that the coroutine has called, where no cancellation gets at it."""
     with standing(job):
         await sync_to_async(time.sleep)(AGES)
+
+
+async def exit_async(job: Any) -> None:
+    await asyncio.sleep(0)
+    sys.exit(1)
+
+
+async def exit_in_own_task(job: Any) -> None:
+    """In one that asyncio runs beside this."""
+    await asyncio.gather(exit_async(job))
+
+
+def refuse_call_async(job: Any) -> Any:
+    """A plain function that stands for a coroutine, as a decorator makes one, and raises before there is any."""
+    raise ValueError("this task fails at its call")
+
+
+markcoroutinefunction(refuse_call_async)
 
 
 async def stand_telling_async(job: Any) -> None:
@@ -560,6 +578,9 @@ JOBS: dict[str, Any] = {
             raise_generator_exit,
             fail,
             use_orm_async,
+            exit_async,
+            exit_in_own_task,
+            refuse_call_async,
             hoard,
             run_away,
         )

@@ -44,8 +44,21 @@ class LoopExecutor(Executor):
         """Take up what is in flight; returns at once."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="dbq-loop", daemon=True).start()
+            threading.Thread(target=self._turn, name="dbq-loop", daemon=True).start()
         self._loop.call_soon_threadsafe(self._start)
+
+    def _turn(self) -> None:
+        """Run the loop, for as long as the process lives.
+
+        A SystemExit or KeyboardInterrupt that a coroutine's own asyncio tasks, or its callbacks, raise ends
+        `run_forever`, and with it all others. It has lost nothing by that, and can be run on.
+        """
+        assert self._loop is not None
+        while True:
+            try:
+                self._loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                logger.exception("A coroutine's own task wants the process to end; it goes on")
 
     def _start(self) -> None:
         assert self._loop is not None
@@ -87,7 +100,7 @@ class LoopExecutor(Executor):
         return run, wanted
 
     async def _await_task(self, running: Running, run: runner.Run) -> None:
-        task = asyncio.get_running_loop().create_task(import_string(run.step.path)(run.job))
+        task = asyncio.get_running_loop().create_task(_call(run))
         timeout = run.step.timeout
         with self._limited(running, run, timeout) if timeout else contextlib.nullcontext():
             running.enter(_Cancelling(task))
@@ -96,10 +109,8 @@ class LoopExecutor(Executor):
             if timeout:
                 # Plain code that it has called may still be running, in the thread that all of us need.
                 await sync_to_async(lambda: None)()
-        try:
-            runner.take(run, task.result())
-        except BaseException as error:
-            runner.give_up(run, error)
+        if task.cancelled():  # by somebody else, before it was begun
+            runner.give_up(run, asyncio.CancelledError())
         if verdict is not None:
             runner.give_up(run, verdict)
 
@@ -109,6 +120,16 @@ class LoopExecutor(Executor):
             execution = runner.conclude(run, self.worker.clock)
             close_open_transactions(execution)
             self._end(execution)
+
+
+async def _call(run: runner.Run) -> None:
+    """Call a task, await it, and note what it comes to. Nothing that it raises gets out: of asyncio's own tasks, a
+    SystemExit would end the loop.
+    """
+    try:
+        runner.take(run, await import_string(run.step.path)(run.job))
+    except BaseException as error:
+        runner.give_up(run, error)
 
 
 class _Cancelling:

@@ -109,6 +109,19 @@ def test_they_and_other_tasks_do_not_keep_each_other_waiting(threads: tuple[str,
         until_states("COMPLETE", coroutines[1])
 
 
+@pytest.mark.parametrize("name", ["exit_async", "exit_in_own_task", "refuse_call_async"])
+def test_one_that_misbehaves_ends_alone(name: str) -> None:
+    other = create("stand_async", "other")
+    with worker(*QUICKLY):
+        told("started other 1")
+        bad = create(name)
+        until_states("FAILED", bad)
+        tell("go on other 1")
+        until_states("COMPLETE", other, create("use_orm_async"))
+    assert outcomes(bad) == [(1, "failed")]
+    assert outcomes(other) == [(1, "succeeded")]
+
+
 def test_a_killed_worker_loses_each_of_them_once() -> None:
     jobs = [create("stand_async", str(n)) for n in range(5)]
     with worker(*QUICKLY) as killed:
