@@ -1077,6 +1077,65 @@ def test_a_group_that_is_gone_from_the_settings(settings: Any) -> None:
     assert found.what_to_do.endswith("; then: Start a worker: manage.py worker elsewhere.")
 
 
+@pytest.mark.parametrize("rest", ["an event", "a pause"])
+def test_a_member_whose_step_is_gone_from_the_settings(rest: str, settings: Any) -> None:
+    """What is advised for the end of a chain is what is advised for that job itself."""
+    settings.JOBS = {"group": [[{"wait_for": "go"}, ONE], TWO]}
+    job = Job.objects.create(name="group")
+    drain()
+    member = job.children.get(position=0)
+    if rest == "a pause":
+        assert member.pause()
+    settings.JOBS = {"group": [[{"wait_for": "went"}, ONE], TWO]}
+    of_member, of_job = (explain(one, timezone.now()) for one in (member, job))
+    text = (
+        "goes on it is stranded, for the job 'group' has no step 'wait_for go' (did you mean 'wait_for went'?); "
+        "it has group, wait_for went, tests.jobs.one, tests.jobs.two."
+    )
+    assert of_member.reason.endswith(f"; once it {text}")
+    assert of_job.reason.endswith(f"; once that one {text}")
+    assert of_job.what_to_do == of_member.what_to_do
+    assert of_job.what_to_do.startswith(
+        'Put "renamed_from": "wait_for go" at the step that has taken its place, or cancel and retry their parents '
+        "from another step (manage.py jobs retry ID --from STEP); then: "
+    )
+    settings.JOBS = {"group": [ONE, TWO]}
+    both = explain(job, timezone.now())
+    assert (
+        "; once that one goes on it is stranded, for the job 'group' has no step 'w" in both.reason
+    )
+    assert (
+        "; once it goes on it is stranded, for the job 'group' has no step 'group'" in both.reason
+    )
+
+
+def test_what_it_advises_for_a_member_whose_step_is_unknown_helps(settings: Any) -> None:
+    job = Job.objects.create(name="group")
+    drain("default")
+    member = job.children.get(position=1)
+    settings.JOBS = {"group": [[ONE, FAIL], ONE]}
+    advice = explain(member, timezone.now()).what_to_do
+    assert "or cancel and retry their parents from another step (manage.py jobs retry ID" in advice
+    assert job.cancel()
+    member.refresh_from_db()
+    with pytest.raises(LookupError, match="retried where it stands"):
+        member.retry(from_step=0)
+    assert job.retry(from_step=0)
+    assert explain(job, timezone.now()).details["cause"] != "stranded"
+
+
+def test_what_members_are_advised_whose_group_is_gone(settings: Any) -> None:
+    job = Job.objects.create(name="group")
+    drain("default")
+    settings.JOBS = {"group": [ONE, TWO]}
+    lacking = explaining.lack("group", 2, TWO, member=True)
+    assert lacking is not None
+    assert lacking.claimed
+    assert "cancel and retry their parents from another step (manage" in lacking.hint
+    assert job.cancel()
+    assert job.retry(from_step=1)
+
+
 # -- BLOCKED --
 
 

@@ -50,6 +50,8 @@ KEEPS: Mapping[State, Callable[[Look, Job], Finding]] = {
     State.COMPLETE: complete,
 }
 
+RESTING = (State.WAITING, State.BLOCKED, State.PAUSED)  # whose step is looked up when they go on
+
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
@@ -76,11 +78,7 @@ def explain(job: Job, now: datetime.datetime) -> Explanation:
     """
     look = Look(storage_for(job._state.db or router.db_for_write(Job)), now)
     row = look.jobs.get(pk=job.pk)
-    found = _follow(look, row, ())
-    reason, to_do = found.clause, found.to_do
-    if row.state in (State.WAITING, State.BLOCKED, State.PAUSED) and (lacking := stranding(row)):
-        reason = f"{reason}; once it goes on it is stranded, for {lacking.text}"
-        to_do = f"{lacking.hint}; then: {to_do}"
+    found = _foreseen(row, _follow(look, row, ()), "it")
     facts = {
         "cause": found.cause,
         "id": row.pk,
@@ -96,8 +94,8 @@ def explain(job: Job, now: datetime.datetime) -> Explanation:
     }
     return Explanation(
         state=State(row.state),
-        reason=f"It {reason}.",
-        what_to_do=f"{to_do}.",
+        reason=f"It {found.clause}.",
+        what_to_do=f"{found.to_do}.",
         details={**facts, **found.facts},
     )
 
@@ -110,7 +108,7 @@ def _follow(look: Look, job: Job, before: Sequence[UUID]) -> Finding:
     """
     found = KEEPS[State(job.state)](look, job)
     if (other := found.other) is None:
-        return found
+        return _foreseen(job, found, "that one") if before else found
     seen = (*before, job.pk)
     if other.pk in seen or len(seen) >= HOPS:
         ask_on = f"Ask on from there: manage.py jobs explain {other.pk}"
@@ -118,3 +116,13 @@ def _follow(look: Look, job: Job, before: Sequence[UUID]) -> Finding:
     root = _follow(look, other, seen)
     link = {"id": other.pk, "name": other.name, "state": other.state, "cause": root.cause}
     return found.due_to(root.clause, root.to_do, chain=[link, *root.facts.get("chain", ())])
+
+
+def _foreseen(job: Job, found: Finding, called: str) -> Finding:
+    """What keeps a job; if that is not the settings yet, also what they will lack for it."""
+    if job.state not in RESTING or (lacking := stranding(job)) is None:
+        return found
+    return found._replace(
+        clause=f"{found.clause}; once {called} goes on it is stranded, for {lacking.text}",
+        to_do=f"{lacking.hint}; then: {found.to_do}",
+    )

@@ -38,7 +38,9 @@ def lack(name: str, place: int, path: str, member: bool) -> Lack | None:
     if step is None:
         known = tuple(dict.fromkeys(step.path for step in pipeline.every))
         text = f"the job {name!r} has no step {path!r}{nearest(path, known)}; it has {', '.join(known)}"
-        hint = "cancel these jobs and retry them from another step (manage.py jobs retry ID --from STEP)"
+        # A member is retried where it stands, and so nowhere.
+        those = "cancel and retry their parents" if member else "cancel these jobs and retry them"
+        hint = f"{those} from another step (manage.py jobs retry ID --from STEP)"
         if path:
             former = path.rpartition(" ")[2] if path.startswith("map ") else path
             hint = f'Put "renamed_from": "{former}" at the step that has taken its place, or {hint}'
@@ -47,7 +49,10 @@ def lack(name: str, place: int, path: str, member: bool) -> Lack | None:
         text = (
             f"the step {path!r} of {name!r} is in no group any more; its members would end after it"
         )
-        hint = "Leave the group as it is until they have ended, or retry their parents from another step"
+        hint = (
+            "Leave the group as it is until they have ended, or cancel and retry their parents from another step "
+            "(manage.py jobs retry ID --from STEP)"
+        )
         return Lack(text, hint, claimed=True)
     return None
 
