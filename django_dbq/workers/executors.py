@@ -219,7 +219,7 @@ class Executor:
 
     def _try_atomic(self, running: Running, run: runner.Run) -> Execution | None:
         """Returns what has been committed, or None if nothing has; why is noted in ``run`` then."""
-        execution = None
+        execution, written = None, False
         try:
             with transaction.atomic(using=self.using):
                 self._perform(running, run)
@@ -230,15 +230,17 @@ class Executor:
                 if not engine.finish(self.worker.row, [execution], now, self.using, within=True):
                     runner.give_up(run, ClaimLost())
                     raise _RolledBack
+                written = True
         except _RolledBack:
             return None
-        except (DatabaseError, InterfaceError) as error:
-            if execution is not None and self._was_committed(execution):
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            # The commit has got no answer, or was followed by an `on_commit` callback that raises.
+            if written and execution is not None and self._was_committed(execution):
+                logger.exception("Committed all the same: job=%s", run.job.pk)
                 return execution
-            runner.give_up(run, error)
-            return None
-        except ValueError as error:  # what it waits for has begun to wait for it meanwhile, say
-            runner.give_up(run, error)
+            runner.give_up(run, error)  # what it waits for has begun to wait for it meanwhile, say
             return None
         return execution
 

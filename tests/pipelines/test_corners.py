@@ -10,7 +10,14 @@ from functools import partial
 from typing import Any
 
 import pytest
-from django.db import DataError, IntegrityError, InterfaceError, OperationalError, connection
+from django.db import (
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    connection,
+    transaction,
+)
 from django.utils import timezone
 
 from django_dbq import Finish, dependencies, engine, members, runner, signals
@@ -54,6 +61,29 @@ def let_in(hands: Hands) -> list[Job]:
 
 
 # -- errors in odd places --
+
+
+@committed
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, OperationalError, SystemExit])
+def test_a_callback_on_commit_that_raises_changes_nothing_about_its_step(
+    error: type[BaseException], settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the step has done is committed by then: it has succeeded, and is not run again."""
+
+    def raise_it() -> None:
+        raise error("in the callback")
+
+    def act(job: Job) -> None:
+        create("two")
+        transaction.on_commit(raise_it)
+
+    settings.JOBS = more_tasks.JOBS
+    job = create("act, atomic", does=act)
+    drain()
+    assert states(*Job.objects.all()) == ["COMPLETE", "COMPLETE"]
+    assert [attempt.outcome for attempt in job.attempts.all()] == ["succeeded"]
+    assert "Committed all the same" in caplog.text
+    assert "in the callback" in caplog.text
 
 
 @pytest.mark.parametrize("way", ["raised", "returned"])
