@@ -843,6 +843,13 @@ def test_job_graph_writes_a_file(
     )
 
 
+def test_job_graph_says_why_it_cannot_write_a_file(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"--output .*/nope/x: No such file or directory"):
+        run("job_graph", "feed", "--output", str(tmp_path / "nope/x"))
+    with pytest.raises(CommandError, match=r"--output .*: Is a directory"):
+        run("job_graph", "feed", "--output", str(tmp_path))
+
+
 def test_job_graph_as_svg_tells_what_it_needs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -954,7 +954,7 @@ def test_check_jobs_reads_kinds_and_not_jobs() -> None:
 # -- as processes --
 
 
-def process(*arguments: str) -> subprocess.CompletedProcess[str]:
+def process(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     """``manage.py`` with the test's own database, and nobody at its terminal."""
     settings = connection.settings_dict
     database = {
@@ -970,7 +970,8 @@ def process(*arguments: str) -> subprocess.CompletedProcess[str]:
             "TEST_DATABASE": json.dumps(database, default=str),
         },
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=60,
         check=False,
@@ -1015,6 +1016,23 @@ def test_exit_codes_of_check_jobs(settings: Any) -> None:
     assert done.returncode == 1
     assert done.stdout.startswith("steps  gone  NEW  jobs: 1")
     assert done.stderr == "CommandError: 1 of 1 unfinished jobs do not fit the settings.\n"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_reads_only_the_beginning_ends_a_command_quietly(settings: Any) -> None:
+    settings.JOBS = process_jobs.JOBS
+    job = create("steps")
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        for arguments in (
+            *(["jobs", "list"], ["jobs", "show", str(job.pk)], ["jobs", "explain", str(job.pk)]),
+            *(["check_jobs"], ["queues"], ["queue_depth"], ["job_graph", "steps"]),
+        ):
+            done = process(*arguments, stdout=writer)
+            assert (done.returncode, done.stderr) == (1, ""), arguments
+    finally:
+        os.close(writer)
 
 
 def test_help_says_what_there_is() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import router
 from django.db.models import BooleanField, Count, ExpressionWrapper, Min, Q
@@ -15,6 +15,7 @@ from django.db.models.functions import MD5
 from ...explaining import lack, local
 from ...models import Job
 from ...states import UNFINISHED
+from ..printing import PrintingCommand
 
 
 @dataclass(slots=True)
@@ -31,7 +32,7 @@ class Strays:
     hint: str
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "Fail if there are unfinished jobs whose name or step the settings do not know (any more): run it with the new "
         "settings before a deploy. Lists them with what would help; the exit code is 1 then."

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from ... import conf
 from ...pipelines import Group, Map, Pipeline, Sleep, Step, UnknownJob, WaitFor
+from ..printing import PrintingCommand
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = "Write the pipeline of a job as DOT, SVG or Mermaid. SVG needs graphviz's `dot` program; the others nothing."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -27,7 +28,10 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from None
         text = {"dot": dot, "svg": svg, "mermaid": mermaid}[options["format"]](pipeline)
         if options["output"]:
-            options["output"].write_text(text)
+            try:
+                options["output"].write_text(text, encoding="utf-8")  # as SVG says of itself
+            except OSError as error:
+                raise CommandError(f"--output {options['output']}: {error.strerror}") from None
         else:
             self.stdout.write(text.rstrip("\n"))
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import router
 from django.db.models import F, Q, QuerySet
 from django.utils import timezone
@@ -27,6 +27,7 @@ from ...states import HELD, UNFINISHED, Event, State, sources
 from ...workspaces import InvalidWorkspace
 from .. import showing
 from ..arguments import MISUSED, given
+from ..printing import PrintingCommand
 
 EVERY = Q()
 BATCH = 1000  # jobs that a bulk form looks up at a time
@@ -123,7 +124,7 @@ def _step(text: str) -> str | int:
     return int(text) if text.isdecimal() else text
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "Look at jobs, and intervene. A job is named by its id, or by the beginning of it if no other begins so. The "
         "exit code is 0 only if everything that was asked for was done."

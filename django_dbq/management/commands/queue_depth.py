@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from ...models import Job
+from ..printing import PrintingCommand
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = "Print how many jobs wait in each of the given queues, as event=queue_depths default=2 other=0."
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import router
 from django.utils import timezone
 
@@ -11,9 +11,10 @@ from ... import engine
 from ...explaining import local
 from ...models import Job, Queue
 from ...options import QUEUE
+from ..printing import PrintingCommand
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "List the queues in which something waits or that are paused; pause queues, so that no worker claims from them "
         "(what runs goes on to the end of its step), and resume them."
