@@ -15,6 +15,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db import DatabaseError, models, router
 from django.db.models import Case, Count, Q, Value, When
 from django.db.models.base import ModelState
@@ -109,11 +110,15 @@ def as_time(run_after: Any, name: str = "run_after") -> Any:
     """A ``run_after`` as the database will have it, from anything that the field takes; an expression as it is.
 
     Raises:
-        TypeError, ValueError, ValidationError: it is no time, or none that the database could store.
+        TypeError, ValueError: it is no time, or none that the database could store.
     """
     if run_after is None or hasattr(run_after, "resolve_expression"):
         return run_after
-    time = Job._meta.get_field("run_after").get_prep_value(run_after)
+    try:
+        time = Job._meta.get_field("run_after").get_prep_value(run_after)
+    except (TypeError, ValueError, ValidationError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} is {run_after!r}. Expected: a datetime.") from None
     if isinstance(time, datetime.datetime) and timezone.is_aware(time):
         if not settings.USE_TZ:
             raise ValueError(f"{name} is {time!r}, which has a time zone; USE_TZ is off.")
@@ -202,7 +207,7 @@ class JobQuerySet(models.QuerySet["Job"]):
             batch_size: rows per statement; by default as many as suits the database.
 
         Raises:
-            UnknownJob, InvalidWorkspace, ValueError: for a job that cannot be created.
+            UnknownJob, InvalidWorkspace, TypeError, ValueError: for a job that cannot be created.
             Exception: whatever a creation hook raises. Nothing has been saved then.
         """
         from . import engine
@@ -210,6 +215,8 @@ class JobQuerySet(models.QuerySet["Job"]):
         if refused := [name for name, value in kwargs.items() if value]:
             raise TypeError(f"bulk_create of jobs does not take {', '.join(refused)}")
         jobs = list(objs)
+        if strange := [job for job in jobs if not isinstance(job, Job)]:
+            raise TypeError(f"bulk_create takes jobs, not {strange[0]!r}")
         now = timezone.now()
         for place, job in enumerate(jobs):
             job.prepare(now + datetime.timedelta(microseconds=place))
@@ -498,7 +505,8 @@ class Job(models.Model):
         Raises:
             UnknownJob: ``JOBS`` has no valid entry of this name.
             InvalidWorkspace: the workspace is not JSON, or does not follow its schema.
-            ValueError: queue or priority cannot be stored, or it depends on a job that does not exist.
+            TypeError, ValueError: queue, priority or a time cannot be stored, or it depends on a job that does not
+                exist.
             JobExists: with ``unique_conflict="raise"``.
             Exception: whatever the creation hook raises; no row is saved then.
         """
@@ -677,13 +685,18 @@ class Job(models.Model):
             message: what is being done; over 255 characters are cut.
 
         Raises:
-            ValueError: ``fraction`` is not from 0 to 1.
+            TypeError, ValueError: ``fraction`` is no number, or not from 0 to 1.
             ClaimLost: the job is no longer this worker's. Let it pass: it ends the task.
             RuntimeError: nobody runs this job here.
         """
         self._must_be_run_here("set_progress")
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"The progress is {fraction!r}. Expected: a number from 0 to 1.")
+        said = f"The progress is {fraction!r}. Expected: a number from 0 to 1."
+        try:
+            is_fraction = 0 <= fraction <= 1
+        except TypeError:
+            raise TypeError(said) from None
+        if not is_fraction:
+            raise ValueError(said)
         self.progress, self.progress_message = float(fraction), as_text(str(message))[:255]
         self.progress_told = self.progress_unsaved = True
 
@@ -694,6 +707,10 @@ class Job(models.Model):
             )
         if self.claim_is_lost:
             raise ClaimLost(f"The job {self.pk} is no longer this worker's.")
+
+    def _must_be_saved(self, verb: str) -> None:
+        if self._state.adding:
+            raise ValueError(f"{verb}() is for a job that is saved, and {self} is not.")
 
     # -- for whoever has created it --
 
@@ -711,7 +728,12 @@ class Job(models.Model):
 
         Raises:
             Job.DoesNotExist: it was deleted.
+            ValueError: it is not saved.
+            TypeError: ``timeout`` is no number.
         """
+        self._must_be_saved("wait")
+        if not isinstance(timeout, int | float | None):
+            raise TypeError(f"The timeout is {timeout!r}. Expected: seconds, or None.")
         deadline = None if timeout is None else time.monotonic() + timeout
         pause, longest = LOOK_FOR_END
         states = type(self)._base_manager.using(self._state.db).values_list("state", flat=True)
@@ -762,9 +784,11 @@ class Job(models.Model):
         Raises:
             LookupError: ``JOBS`` does not know the job, or it has no such step.
             InvalidWorkspace: the workspace is not JSON.
+            ValueError: this job is not saved.
         """
         from . import engine
 
+        self._must_be_saved("fork")
         return engine.fork(self, timezone.now(), self._alias, from_step, workspace)
 
     def cancel(self) -> bool:
@@ -813,9 +837,15 @@ class Job(models.Model):
         return done
 
     def explain(self) -> "Explanation":
-        """Why the job is not running, or what became of it, and what to do; ``str()`` gives the text."""
+        """Why the job is not running, or what became of it, and what to do; ``str()`` gives the text.
+
+        Raises:
+            Job.DoesNotExist: it was deleted.
+            ValueError: it is not saved.
+        """
         from . import explaining
 
+        self._must_be_saved("explain")
         return explaining.explain(self, timezone.now())
 
     def _steadily(self, verb: Callable[..., T], *arguments: Any) -> T:

@@ -49,6 +49,8 @@ class Retry(Exception):
             raise TypeError(f"Retry's at is {at!r}. Expected: a datetime.")
         if isinstance(delay, datetime.timedelta):
             delay = delay.total_seconds()
+        if delay is not None and not isinstance(delay, int | float):
+            raise TypeError(f"Retry's delay is {delay!r}. Expected: seconds, or a timedelta.")
         if delay is not None and not 0 <= delay < math.inf:
             raise ValueError(f"Retry's delay is {delay!r}. Expected: seconds, 0 or more.")
         if at is not None:

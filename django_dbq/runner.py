@@ -16,7 +16,6 @@ from typing import Any
 from uuid import UUID
 
 from asgiref.sync import async_to_sync
-from django.core.exceptions import ValidationError
 from django.db import DatabaseError, InterfaceError, connections, transaction
 from django.utils.module_loading import import_string
 
@@ -404,7 +403,7 @@ def _moved_to(run: Run, decision: Decision) -> QueuePlace | None:
         job.enter(decision.next_step)
     try:
         job.run_after = as_time(job.run_after if run_after is None else run_after)
-    except (TypeError, ValueError, ValidationError):
+    except (TypeError, ValueError):
         logger.exception("run_after not saved: job=%s name=%s", job.pk, job.name)
         return None
     return None if job.place == job.claimed_at else job.place

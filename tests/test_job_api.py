@@ -262,6 +262,14 @@ def test_progress_is_a_fraction(job: Job, fraction: float) -> None:
     assert (job.progress, job.progress_unsaved) == (None, False)
 
 
+@pytest.mark.parametrize("fraction", ["x", None, [], datetime.timedelta(1)])
+def test_progress_is_a_number(job: Job, fraction: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        job.set_progress(fraction)
+    said = f"The progress is {fraction!r}. Expected: a number from 0 to 1."
+    assert (str(caught.value), job.progress_unsaved) == (said, False)
+
+
 @pytest.mark.parametrize(
     ("message", "kept"),
     [
@@ -436,8 +444,6 @@ def test_waiting_for_a_job_that_is_deleted(steps: Any) -> None:
     job = Job.objects.create(name="one")
     with pytest.raises(Job.DoesNotExist):
         job.wait()
-    with pytest.raises(Job.DoesNotExist):
-        Job(name="one").wait()
 
 
 def test_what_is_waited_for_costs_little(steps: Any, django_assert_num_queries: Any) -> None:
@@ -469,3 +475,23 @@ def test_waiting_for_another_process() -> None:
         assert job.wait(30) is job
         ending.result(30)
     assert job.state == "COMPLETE"
+
+
+@pytest.mark.parametrize("timeout", ["x", "10", datetime.timedelta(1), []])
+def test_how_long_to_wait_is_a_number(steps: Any, timeout: Any) -> None:
+    job, clock = Job.objects.create(name="one"), steps()
+    with pytest.raises(TypeError) as caught:
+        job.wait(timeout=timeout)
+    assert str(caught.value) == f"The timeout is {timeout!r}. Expected: seconds, or None."
+    assert clock.pauses == []
+
+
+@pytest.mark.parametrize("verb", ["wait", "fork", "explain"])
+def test_a_job_that_is_not_saved(verb: str) -> None:
+    job = Job(name="one")
+    with pytest.raises(ValueError, match=r"that is saved, and one .* is not") as caught:
+        getattr(job, verb)()
+    assert str(caught.value).startswith(f"{verb}() is for a job")
+    (saved,) = Job.objects.bulk_create([job])
+    assert saved.fork().explain()
+    assert saved.wait(timeout=0) is None

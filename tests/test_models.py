@@ -169,6 +169,30 @@ def test_saving_again_changes_only_what_was_changed() -> None:
     assert (job.state, job.next_task, job.priority) == ("NEW", "tests.jobs.one", 3)
 
 
+@pytest.mark.parametrize("run_after", [HOUR, 5, "soon", "2030-02-30", object()])
+def test_what_is_no_time_to_run_after(run_after: Any) -> None:
+    job = Job.objects.create(name="feed")
+    jobs = Job.objects.filter(pk=job.pk)
+    error = ValueError if isinstance(run_after, str) else TypeError
+    for write in (
+        lambda: Job.objects.create(name="feed", run_after=run_after),
+        lambda: Job.objects.bulk_create([Job(name="feed", run_after=run_after)]),
+        lambda: jobs.update(run_after=run_after),
+    ):
+        with pytest.raises(error) as caught:
+            write()
+        assert str(caught.value) == f"run_after is {run_after!r}. Expected: a datetime."
+    assert Job.objects.get() == job
+
+
+def test_a_queue_that_no_database_could_store() -> None:
+    with pytest.raises(
+        ValueError, match=r"^queue_name is 'a\\x00b'\. Expected: the name of a queue"
+    ):
+        Job.objects.create(name="feed", queue_name="a\0b")
+    assert not Job.objects.exists()
+
+
 def test_an_unknown_job_is_not_created() -> None:
     with pytest.raises(UnknownJob, match=r"'fed' \(did you mean 'feed'\?\)"):
         Job.objects.create(name="fed")
@@ -231,6 +255,14 @@ def test_bulk_create_saves_all_or_none(count: int) -> None:
 
 def test_bulk_create_of_nothing() -> None:
     assert Job.objects.bulk_create([]) == []
+
+
+@pytest.mark.parametrize("strange", [1, None, "feed", {"name": "feed"}, Job])
+def test_bulk_create_takes_jobs(strange: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        Job.objects.bulk_create([Job(name="feed"), strange])
+    assert str(caught.value) == f"bulk_create takes jobs, not {strange!r}"
+    assert not Job.objects.exists()
 
 
 @pytest.mark.parametrize("option", ["ignore_conflicts", "update_conflicts"])

@@ -209,6 +209,7 @@ def test_a_retry_at_a_naive_time_means_the_current_time_zone() -> None:
         ({"delay": math.nan}, ValueError),
         ({"delay": math.inf}, ValueError),
         ({"delay": "soon"}, TypeError),
+        ({"delay": [60]}, TypeError),
         ({"at": "tomorrow"}, TypeError),
         ({"at": datetime.date(2026, 11, 21)}, TypeError),
         ({"at": 5}, TypeError),
@@ -218,6 +219,12 @@ def test_a_retry_at_a_naive_time_means_the_current_time_zone() -> None:
 def test_a_retry_at_no_such_time_is_refused(given: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         Retry(**given)
+
+
+def test_what_a_retry_expects() -> None:
+    with pytest.raises(TypeError) as caught:
+        Retry(delay="60")  # type: ignore[arg-type]
+    assert str(caught.value) == "Retry's delay is '60'. Expected: seconds, or a timedelta."
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-from django.core.exceptions import ValidationError
 from django.db import connection, transaction
 
 from django_dbq import Wait, members
@@ -123,10 +122,11 @@ def test_a_deadline_in_other_words(anywhere: None, deadline: Any) -> None:
     drain()
 
 
-@pytest.mark.parametrize("deadline", ["soon", 5, object()])
+@pytest.mark.parametrize("deadline", ["soon", 5, object(), datetime.timedelta(1), "2030-02-30"])
 def test_what_is_no_deadline(anywhere: None, deadline: Any) -> None:
-    with pytest.raises((ValidationError, TypeError, ValueError)):
+    with pytest.raises(ValueError if isinstance(deadline, str) else TypeError) as caught:
         create(deadline=deadline)
+    assert str(caught.value) == f"deadline is {deadline!r}. Expected: a datetime."
     assert not Job.objects.exists()
 
 
