@@ -222,8 +222,8 @@ def _holds(predicate: str, job: Job) -> bool:
 def take(run: Run, result: Any) -> None:
     """Note what a task has returned, and what it has left in the workspace."""
     run.job.id, run.job.attempt = run.fence
-    if result is Retry or result is Abort or result is Finish:
-        result = result()  # `return Retry` is meant as `raise Retry` is
+    if result is Retry or result is Abort or result is Finish or result is Wait:
+        result = result()  # `return Retry` is meant as `raise Retry` is; of Wait, its own error
     if isinstance(result, Finish):
         run.finish = True
     elif isinstance(result, Retry | Abort | Wait):

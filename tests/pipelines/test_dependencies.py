@@ -1061,6 +1061,15 @@ def test_a_task_that_waits_for_nothing_is_run_again_at_once(anywhere: None, mode
     assert outcomes(job) == [(1, "waited"), (2, "succeeded")]
 
 
+@pytest.mark.parametrize("name", ["act, hook", "act, atomic", "act_async"])
+def test_a_task_that_does_not_say_what_it_waits_for_fails(anywhere: None, name: str) -> None:
+    """Returning the class is what raising it is, as with a `Retry`."""
+    job = create(name, does=lambda job: Wait)
+    drain()
+    assert states(job) == ["FAILED"]
+    assert "TypeError: Wait takes either jobs or until" in last_error(job)
+
+
 def test_a_task_that_waits_for_ever_fails_in_the_end(anywhere: None, settings: Any) -> None:
     settings.DBQ = {"MAX_RUNS": 5}
     job = create("act, hook", does=lambda job: Wait(jobs=[]))
