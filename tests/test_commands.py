@@ -562,6 +562,43 @@ def test_create_job_without_time_zones(settings: Any) -> None:
     assert Job.objects.get().run_after == datetime.datetime.fromisoformat("2030-01-31T09:00:00")
 
 
+def test_create_job_takes_no_time_that_the_projects_zone_does_not_have(settings: Any) -> None:
+    settings.USE_TZ, settings.TIME_ZONE = False, "Europe/Vienna"
+    with pytest.raises(CommandError, match="--run_after is 9999-"):
+        run("create_job", "one", "--run_after", "9999-12-31T23:59:59Z")
+
+
+@pytest.mark.parametrize("policy", ["return", "replace"])
+def test_create_job_says_when_it_has_created_none(settings: Any, policy: str) -> None:
+    settings.JOBS = {
+        "daily": {"tasks": ["tests.jobs.one"], "unique": ["day"], "unique_conflict": policy}
+    }
+    key = run("create_job", "daily", "--workspace", '{"day": 1}')
+    out, err = StringIO(), StringIO()
+    call_command("create_job", "daily", "--workspace", '{"day": 1}', stdout=out, stderr=err)
+    assert out.getvalue() == key
+    assert err.getvalue() == (
+        f"exists already: daily {key.strip()}, which is NEW; no job was created\n"
+    )
+    assert run("create_job", "daily", "--workspace", '{"day": 2}') != key
+
+
+def test_create_job_says_which_job_is_in_its_way(settings: Any) -> None:
+    settings.JOBS = {
+        "daily": {"tasks": ["tests.jobs.one"], "unique": True, "unique_conflict": "raise"}
+    }
+    key = run("create_job", "daily").strip()
+    with pytest.raises(CommandError, match=f"The job {key} of the name 'daily' has the same"):
+        run("create_job", "daily")
+
+
+@pytest.mark.parametrize("arguments", [[], ["one"]])
+def test_create_job_without_any_jobs(settings: Any, arguments: list[str]) -> None:
+    settings.JOBS = {}
+    with pytest.raises(CommandError, match="JOBS has no entries: there is no job to create"):
+        run("create_job", *arguments)
+
+
 def test_create_job_lists_the_names_without_one() -> None:
     assert run("create_job").splitlines() == [
         "feed  Feed the cats",
@@ -584,6 +621,9 @@ def test_create_job_lists_the_names_without_one() -> None:
         (["one", "--workspace", '{"x": "\\ud800"}'], "surrogate"),
         (["one", "--run_after", "tomorrow"], "--run_after is not an ISO 8601 time"),
         (["one", "--run_after", "2030-02-31T08:00:00Z"], "--run_after"),
+        (["one", "--run_after", "9999-12-31T23:59:59-12:00"], "--run_after is 9999-.*beyond"),
+        (["one", "--run_after", "0001-01-01T00:00:00+12:00"], "--run_after is 0001-.*beyond"),
+        ([""], "no job named ''"),
         (["one", "--priority", "high"], "invalid int value"),
         (["one", "--priority", "99999"], "priority"),
         (["one", "--queue", "q" * 64], "queue"),

@@ -1,5 +1,6 @@
 """``manage.py create_job``: put a job into its queue by hand."""
 
+import datetime
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from ... import conf
-from ...models import Job
+from ...models import Job, JobExists
 from ...options import PRIORITY, QUEUE
 from ...pipelines import UnknownJob
 from ...workspaces import InvalidWorkspace
@@ -34,8 +35,11 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if not options["name"]:
-            for pipeline in conf.catalogue().values():
+        catalogue = conf.catalogue()
+        if not catalogue and not catalogue.problems:
+            raise CommandError("JOBS has no entries: there is no job to create.")
+        if options["name"] is None:
+            for pipeline in catalogue.values():
                 self.stdout.write(f"{pipeline.name}  {pipeline.description}".rstrip())
             return
         values = {"name": options["name"], "workspace": self._workspace(options["workspace"])}
@@ -49,11 +53,17 @@ class Command(BaseCommand):
                 values[field] = value
         if options["run_after"] is not None:
             values["run_after"] = self._time(options["run_after"])
+        job = Job(**values)
+        key = job.pk
         try:
-            job = Job.objects.create(**values)
-        except (UnknownJob, InvalidWorkspace) as error:
+            job.save()
+        except (UnknownJob, InvalidWorkspace, JobExists) as error:
             raise CommandError(str(error)) from None
         self.stdout.write(str(job.pk))
+        if job.pk != key:  # there is a job of the same unique values
+            self.stderr.write(
+                f"exists already: {job}, which is {job.state}; no job was created", style_func=str
+            )
 
     def _workspace(self, text: str) -> dict[str, Any]:
         try:
@@ -71,8 +81,14 @@ class Command(BaseCommand):
             raise CommandError(f"--run_after: {error}") from None
         if time is None:
             raise CommandError("--run_after is not an ISO 8601 time, such as 2027-01-31T08:00:00Z")
-        if settings.USE_TZ and timezone.is_naive(time):
-            return timezone.make_aware(time)
-        return (
-            timezone.make_naive(time) if not settings.USE_TZ and timezone.is_aware(time) else time
-        )
+        try:
+            if settings.USE_TZ:
+                time = timezone.make_aware(time) if timezone.is_naive(time) else time
+                time.astimezone(datetime.UTC)  # as databases have it
+            elif timezone.is_aware(time):
+                time = timezone.make_naive(time)
+        except OverflowError:
+            raise CommandError(
+                f"--run_after is {text}, which is beyond the years 1 to 9999 in another time zone."
+            ) from None
+        return time
