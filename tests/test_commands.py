@@ -173,6 +173,21 @@ def test_flags_that_do_not_go_together_have_the_exit_code_of_arguments(
     assert refusal.value.returncode == 2
 
 
+@pytest.mark.parametrize(("used", "refused"), [(99.4, False), (100.0, True), (170.0, True)])
+def test_worker_refuses_a_limit_that_it_is_over_already(
+    used: float, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_command.memory, "used", lambda: used)
+    arguments = ("worker", "--max_memory", "100", "--dry-run")
+    if not refused:
+        assert run(*arguments) == 'Starting job worker for queue "default"\n'
+        return
+    message = f"--max_memory 100: this process uses {used:.0f} MiB already"
+    with pytest.raises(CommandError, match=message) as refusal:
+        run(*arguments)
+    assert refusal.value.returncode == 2
+
+
 def test_worker_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     made: dict[str, Any] = {}
 
@@ -185,7 +200,7 @@ def test_worker_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_command, "Worker", Recorder)
     monkeypatch.setattr(worker_command.supervisor, "run", lambda worker: None)
     arguments = (
-        "--rate_limit 3 --tick 0.5 --max_jobs 7 --label w{pid} --threads 4 --max_memory 200.5 "
+        "--rate_limit 3 --tick 0.5 --max_jobs 7 --label w{pid} --threads 4 --max_memory 20000.5 "
     )
     arguments += "--timeout 5 --grace 1.5 --retry 2"
     run("worker", "--queue", "a", "--queue", "b", *arguments.split())
@@ -201,7 +216,7 @@ def test_worker_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "tick": 0.5,
         "max_jobs": 7,
         "threads": 4,
-        "max_memory": 200.5,
+        "max_memory": 20000.5,
         "timeout": 5.0,
         "grace": 1.5,
         "retries": 2,

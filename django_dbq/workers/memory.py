@@ -7,6 +7,8 @@ import sys
 logger = logging.getLogger("django_dbq")
 
 MIB = 2**20
+# Threads of each worker beside those for tasks: heart, minder, the event loop, and the one in which that uses the ORM.
+OWN_THREADS = 4
 THREAD_MIB = 80  # of address space for each thread: its stack, and an arena of the C library's
 
 
@@ -29,6 +31,9 @@ def limit_address_space(mib: float, threads: int) -> None:
     """Let an allocation fail (`MemoryError`) that goes far beyond ``mib`` at once, instead of the machine.
 
     Address space is more than memory: what is mapped already is left out, and each thread may reserve its own.
+
+    Args:
+        threads: that run tasks; the worker's own are counted in.
     """
     try:
         import resource
@@ -38,7 +43,7 @@ def limit_address_space(mib: float, threads: int) -> None:
     except (ImportError, OSError):
         logger.info("No limit of address space here: the system does not tell how much is in use")
         return
-    limit = mapped + int((2 * mib + THREAD_MIB * threads) * MIB)
+    limit = mapped + int((2 * mib + THREAD_MIB * (OWN_THREADS + threads)) * MIB)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)

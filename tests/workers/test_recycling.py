@@ -1,10 +1,14 @@
 """Workers that end by themselves after so many jobs or with so much memory, and the supervisor that replaces them."""
 
+import re
+import subprocess
+import sys
+
 import pytest
 
 from django_dbq.models import Attempt, Job, Worker
 from tests.process_jobs import journal, tell, told, until
-from tests.processes import children, create, outcomes, states, until_states, worker
+from tests.processes import ROOT, children, create, outcomes, states, until_states, worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -39,6 +43,30 @@ def test_memory(threads: tuple[str, ...]) -> None:
         assert reason.endswith(" MiB are in use, 300 are allowed")
         assert 300 < int(reason.split()[1]) < 450
     assert not Job.objects.filter(state="PROCESSING").exists()
+
+
+@pytest.mark.parametrize("several", [(), ("--processes", "2")], ids=["one", "supervisor"])
+def test_less_memory_than_is_used_already(several: tuple[str, ...]) -> None:
+    with worker("--max_memory", "1", *several) as process:
+        assert process.wait() == 2
+        (line,) = process.output().splitlines()
+        assert re.fullmatch(
+            r"CommandError: --max_memory 1: this process uses \d+ MiB already\.", line
+        )
+    assert not Worker.objects.exists()
+
+
+def test_the_limit_leaves_room_for_all_threads() -> None:
+    """Those of the tasks, and the worker's own, however little memory is allowed beside."""
+    script = """if True:
+        import threading
+        from django_dbq.workers import memory
+        memory.limit_address_space(1, 2)
+        end = threading.Event()
+        for _ in range(2 + memory.OWN_THREADS):
+            threading.Thread(target=end.wait, daemon=True).start()
+    """
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
 
 
 def test_a_supervisor_replaces_who_was_killed_and_his_job_goes_on() -> None:

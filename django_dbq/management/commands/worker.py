@@ -170,6 +170,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         queues = self._queues(options)
+        self._check_memory(options["max_memory"])
         rate_limit = options["rate_limit"] or 0.0
         plural = "" if len(queues.names) == 1 and not queues.exclude else "s"
         named = f'"{queues}"' if not plural else str(queues)
@@ -241,6 +242,14 @@ class Command(BaseCommand):
                 )
             return Queues(tuple(dict.fromkeys(options["exclude_queue"])), exclude=True)
         return Queues(tuple(dict.fromkeys(names)) or ("default",))
+
+    def _check_memory(self, most: float | None) -> None:
+        """A worker that has grown too large before it begins would end at once, and so would the next one."""
+        if most is not None and (used := memory.used()) >= most:
+            raise CommandError(
+                f"--max_memory {most:g}: this process uses {used:.0f} MiB already.",
+                returncode=MISUSED,
+            )
 
     # -- progress --
 
