@@ -504,7 +504,7 @@ class Job(models.Model):
 
         Raises:
             UnknownJob: ``JOBS`` has no valid entry of this name.
-            InvalidWorkspace: the workspace is not JSON, or does not follow its schema.
+            InvalidWorkspace: the workspace is not JSON, does not follow its schema, or is no dict where one is needed.
             TypeError, ValueError: queue, priority or a time cannot be stored, or it depends on a job that does not
                 exist.
             JobExists: with ``unique_conflict="raise"``.
@@ -577,6 +577,10 @@ class Job(models.Model):
         self.run_after = as_time(self.run_after)
         self.due = is_due(self.run_after)
         self.stored_workspace = workspaces.dump(self.workspace)
+        if not isinstance(self.workspace, dict) and (what := pipeline.keyed()) is not None:
+            raise workspaces.InvalidWorkspace(
+                f"workspace is {self.workspace!r:.80}. Expected: a dict, which {what} of {self.name!r} needs."
+            )
         if pipeline.workspace_schema is not None:
             from . import schemas
 

@@ -179,6 +179,16 @@ class Pipeline:
             return self._enclosing[found.place]
         return found
 
+    def keyed(self) -> str | None:
+        """What of it knows the workspace by its keys, so that this has to be a dict; None if nothing does."""
+        for step in self.every:
+            if isinstance(step, Group | Map | WaitFor):
+                return f"the step {step.path!r}"
+        for option in ("concurrency", "rate_limit"):
+            if (limit := getattr(self, option)) is not None and limit.key is not None:
+                return option
+        return "unique" if isinstance(self.unique, tuple) else None
+
     def nested(self, step: Step) -> bool:
         """Whether it is in a group or map that is itself in one."""
         around = self._around[step.place]

@@ -16,6 +16,7 @@ from django_dbq.models import Attempt, Job, JobManager, Worker
 from django_dbq.pipelines import UnknownJob
 from django_dbq.states import UNFINISHED
 from django_dbq.testing import drain
+from django_dbq.workspaces import InvalidWorkspace
 from tests.jobs import Boom, ran
 
 pytestmark = pytest.mark.django_db
@@ -191,6 +192,58 @@ def test_a_queue_that_no_database_could_store() -> None:
     ):
         Job.objects.create(name="feed", queue_name="a\0b")
     assert not Job.objects.exists()
+
+
+@pytest.mark.parametrize("workspace", ['{"a": 1}', [1], 5, True])
+@pytest.mark.parametrize(
+    ("entry", "what"),
+    [
+        ({"tasks": [["tests.jobs.one"]]}, "the step 'group'"),
+        ({"tasks": [{"map": "tests.jobs.one", "over": "cats"}]}, "the step 'map tests.jobs.one'"),
+        ({"tasks": [{"wait_for": "ok"}]}, "the step 'wait_for ok'"),
+        ({"tasks": ["tests.jobs.one"], "unique": ["a"]}, "unique"),
+        (
+            {"tasks": ["tests.jobs.one"], "concurrency": {"limit": 1, "key": "a"}},
+            "concurrency",
+        ),
+        (
+            {"tasks": ["tests.jobs.one"], "rate_limit": {"limit": "1/m", "key": "a"}},
+            "rate_limit",
+        ),
+    ],
+    ids=["group", "map", "wait", "unique", "concurrency", "rate limit"],
+)
+def test_a_workspace_that_has_to_be_a_dict(
+    settings: Any, entry: Any, what: str, workspace: Any
+) -> None:
+    settings.JOBS = {"it": entry}
+    for create in (
+        lambda: Job.objects.create(name="it", workspace=workspace),
+        lambda: Job.objects.bulk_create([Job(name="it", workspace=workspace)]),
+    ):
+        with pytest.raises(InvalidWorkspace) as caught:
+            create()
+        said = f"workspace is {workspace!r}. Expected: a dict, which {what} of 'it' needs."
+        assert str(caught.value) == said
+    assert not Job.objects.exists()
+    assert Job.objects.create(name="it", workspace={"a": 1}).workspace == {"a": 1}
+
+
+@pytest.mark.parametrize("workspace", ['{"a": 1}', [1], 5, True])
+def test_a_workspace_may_be_any_json_where_nothing_needs_a_dict(
+    settings: Any, workspace: Any
+) -> None:
+    """As with django-db-queue."""
+    settings.JOBS = {
+        "it": {
+            "tasks": ["tests.jobs.one", {"sleep": 0}],
+            "unique": True,
+            "concurrency": 1,
+            "rate_limit": "9/m",
+        }
+    }
+    job = Job.objects.create(name="it", workspace=workspace)
+    assert Job.objects.get(pk=job.pk).workspace == workspace
 
 
 def test_an_unknown_job_is_not_created() -> None:
