@@ -948,10 +948,10 @@ def test_job_graph_shows_odd_names_of_steps_as_they_are(
             {"task": "tests.jobs.one", "name": name},
             {"group": ["tests.jobs.one"], "name": f"{name}s"},
             {"map": "tests.jobs.one", "over": name},
-            {"wait_for": name},
+            {"wait_for": f"{name}!"},
         ]
     }
-    written = [name, f"{name}s", f"over {name}", f"wait for {name}"]
+    written = [name, f"{name}s", f"over {name}", f"wait for {name}!"]
     first, group, mapped, waiting = (" ".join(text.split()) for text in written)
     root = ElementTree.fromstring(run("job_graph", "odd", "--format", "svg"))
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
