@@ -7,6 +7,7 @@ Rows are locked in the order of their keys.
 import datetime
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -153,8 +154,9 @@ def hasten(
 
 def refuse(key: UUID, needs: Needs, using: str) -> None:
     """Raise what `open_needs` would, as far as that can be said before."""
-    found = Job.objects.using(using).filter(pk__in=needs.jobs).order_by()
-    _refuse_missing(needs, found.values_list("pk", flat=True))
+    jobs = Job.objects.using(using).order_by().values_list("pk", flat=True)
+    found = (jobs.filter(pk__in=chunk) for chunk in chunks(needs.jobs))
+    _refuse_missing(needs, chain.from_iterable(found))
     _refuse_cycle(key, needs.jobs, using, locked=False)
 
 
@@ -164,8 +166,9 @@ def open_needs(job: Job, needs: Needs, now: datetime.datetime, using: str) -> se
     _refuse_cycle(job.pk, needs.jobs, using, locked=True)
     edges = Dependency.objects.using(using)
     kinds = {key: edge_state(states[key]) for key in needs.jobs}
-    edges.filter(job=job.pk).exclude(on__in=needs.jobs).update(state=DependencyState.LEFT)
-    edges.filter(job=job.pk, on__in=needs.jobs).delete()
+    for chunk in chunks(needs.jobs):
+        edges.filter(job=job.pk, on__in=chunk).delete()
+    edges.filter(job=job.pk).update(state=DependencyState.LEFT)
     edges.bulk_create(
         [
             Dependency(
@@ -272,14 +275,16 @@ def reopen(job: Job, now: datetime.datetime, using: str) -> None:
     jobs = Job.objects.using(using)
     edges = Dependency.objects.using(using)
     failed = list(edges.filter(on=job.pk, state=DependencyState.FAILED))
-    rows = (
-        jobs.select_for_update()
-        .filter(pk__in=[edge.job_id for edge in failed])
+    rows = [
+        row
+        for chunk in chunks(sorted(edge.job_id for edge in failed))
+        for row in jobs.select_for_update()
+        .filter(pk__in=chunk)
         .order_by("pk")
         .values_list("pk", "state", "urgency")
-    )
+    ]
     urgency = 0
-    for key, state, urgent in list(rows):
+    for key, state, urgent in rows:
         if state not in (State.WAITING, State.BLOCKED, State.PAUSED):
             continue
         if wants(key, using)[0] is None:

@@ -256,7 +256,8 @@ def resume(keys: Iterable[UUID], now: datetime.datetime, using: str) -> tuple[in
                 if job.round is not None or job.pk in depending:
                     state, waiting = resting_state(job, using)
                 due = job.run_after is None or job.run_after <= now
-                if state == State.READY and job.next_task.startswith(f"{WAIT_FOR} "):
+                begun = job.round is not None and job.next_task.startswith(f"{WAIT_FOR} ")
+                if state == State.READY and begun:
                     due = True  # its event has come meanwhile
                     jobs.filter(pk=job.pk).update(run_after=None)
                 if job.pk in depending and (
@@ -366,7 +367,11 @@ def tighten(keys: Sequence[UUID], now: datetime.datetime, using: str) -> set[str
     queues: set[str] = set()
     for job in jobs.select_for_update().filter(pk__in=keys, state=State.WAITING).order_by("pk"):
         mine = {edge.on_id: edge for edge in edges.filter(job=job.pk, state=DependencyState.OPEN)}
-        states = dict(jobs.filter(pk__in=mine).order_by().values_list("pk", "state"))
+        states = dict(
+            pair
+            for chunk in chunks(list(mine))
+            for pair in jobs.filter(pk__in=chunk).order_by().values_list("pk", "state")
+        )
         for key, edge in mine.items():
             edge.state = edge_state(State(states.get(key, State.CANCELLED)))
             edge.save(using=using, update_fields=["state"])

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
-from django.db import DatabaseError
+from django.db import DatabaseError, Error
 from django.db.models import Q
 
 from .. import conf, limits, members, signals, workspaces
 from ..models import Job, JobEvent, Worker
 from ..outcomes import AttemptOutcome, fail
+from ..pipelines import Step
 from ..states import UNFINISHED, Event, target
 from ..storage import Execution, Position, Queues, Storage, Suspects, storage_for
 from .creation import wake
@@ -118,8 +119,8 @@ def finish(
     """Write what executions came to, with one `Attempt` row each; returns those that were written.
 
     An outcome whose fence no longer holds (the job was rescued, reset or deleted meanwhile) is dropped and
-    logged. If the database refuses a batch, each is written on its own, so that one bad outcome takes no
-    other with it.
+    logged. If a batch is refused, by the database or by whatever else is not an outage of it, each is written on
+    its own, so that one bad outcome takes no other with it.
 
     Args:
         within: this is a part of the caller's transaction. A refusal is raised then, and once that transaction is
@@ -136,8 +137,8 @@ def finish(
     written: list[Execution] = []
     try:
         _write(storage, worker, executions, now, won)
-    except (DatabaseError, ValueError) as error:
-        if within or not storage.is_refusal(error):
+    except Exception as error:
+        if within or (isinstance(error, Error) and not storage.is_refusal(error)):
             for e in executions:  # what has been written is known again when this is tried again
                 e.in_doubt = e.in_doubt or e.job.pk in won
             raise
@@ -308,7 +309,9 @@ def _refuse(execution: Execution, error: Exception) -> None:
     execution.report = f"The outcome of this step was refused: {type(error).__name__}: {error}"
     execution.decision = fail(execution.step, error)
     execution.workspace = execution.moved_to = execution.result = None
-    execution.opens = execution.takes = execution.round = None
+    execution.opens = execution.takes = None
+    # A join that is refused stays one: its members are there, and are not to be run again.
+    execution.round = execution.job.round if type(execution.step) is not Step else None
     execution.job.progress_told = False
 
 

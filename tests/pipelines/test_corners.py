@@ -20,8 +20,9 @@ from django.db import (
 )
 from django.utils import timezone
 
-from django_dbq import Finish, dependencies, engine, members, runner, signals
+from django_dbq import Finish, Wait, dependencies, engine, members, runner, signals
 from django_dbq.models import Attempt, Dependency, Job
+from django_dbq.storage import storage_for
 from django_dbq.testing import drain
 from tests.pipelines import more_tasks
 from tests.pipelines.flow import EVERY, Hands, declare, drained, last_error, now_is, states
@@ -61,6 +62,34 @@ def let_in(hands: Hands) -> list[Job]:
 
 
 # -- errors in odd places --
+
+
+def test_a_join_that_the_database_refuses_is_retried_without_its_members(
+    anywhere: None, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(settings, [M + "note", QUICK], QUICK)
+    job = create("it")
+    hands = Hands()
+    hands.step()
+    hands.step()
+    finish = type(storage_for("default")).finish
+
+    def refuse(storage: Any, worker: Any, executions: Any, *more: Any, **named: Any) -> Any:
+        if any(e.workspace is not None for e in executions):
+            raise DataError("The workspace is too large.")
+        return finish(storage, worker, executions, *more, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(storage_for("default")), "finish", refuse)
+        hands.step()
+    assert states(job) == ["FAILED"]
+    assert "too large" in last_error(job)
+    joined = members_of(job)
+    assert now_is(job).retry()
+    assert drained(job).state == "COMPLETE"
+    assert members_of(job) == joined
+    assert [member.attempt for member in members_of(job)] == [1, 1]
+    assert job.workspace == {"ran": [1]}
 
 
 @committed
@@ -577,15 +606,16 @@ def test_those_that_were_written_before_a_refusal_are_told_of_once(
 # -- many at once --
 
 
+def refuse_more(execute: Callable[..., Any], sql: str, params: Any, *args: Any) -> Any:
+    """For statements that carry more than so many parameters."""
+    assert len(params or ()) <= 100, f"{len(params)} parameters: {sql[:100]}"
+    return execute(sql, params, *args)
+
+
 def test_more_members_are_hastened_than_one_statement_takes(
     anywhere: None, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch, most = 20, 100
-
-    def refuse_more(execute: Callable[..., Any], sql: str, params: Any, *args: Any) -> Any:
-        assert len(params or ()) <= most, f"{len(params)} parameters: {sql[:100]}"
-        return execute(sql, params, *args)
-
+    batch = 20
     declare(settings, {"map": QUICK, "over": "items"})
     settings.JOBS["other"] = [QUICK]
     job = create("it", workspace={"items": list(range(10 * batch))})
@@ -596,3 +626,31 @@ def test_more_members_are_hastened_than_one_statement_takes(
     assert urgent.urgency > 0
     assert set(Job.objects.values_list("urgency", flat=True)) == {urgent.urgency}
     assert len(members_of(job)) == 10 * batch
+
+
+def test_a_task_waits_for_more_jobs_than_one_statement_takes(
+    anywhere: None, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.JOBS = {"act": [ACT], "quick": [QUICK]}
+    monkeypatch.setattr(dependencies, "BATCH", 10)
+    others = Job.objects.bulk_create(Job(name="quick", queue_name="late") for _ in range(150))
+    job = create("act", does=lambda job: Wait(jobs=others) if job.attempt == 1 else None)
+    with connection.execute_wrapper(refuse_more):
+        drain("default")
+    assert (*states(job), now_is(job).waiting_for) == ("WAITING", 150)
+    drain()
+    assert states(job) == ["COMPLETE"]
+
+
+def test_more_jobs_wait_again_for_one_that_is_retried_than_one_statement_takes(
+    anywhere: None, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.JOBS = more_tasks.JOBS
+    job = create("boom")
+    others = Job.objects.bulk_create(Job(name="quick", depends_on=[job]) for _ in range(150))
+    drain()
+    assert set(states(*others)) == {"BLOCKED"}
+    monkeypatch.setattr(dependencies, "BATCH", 10)
+    with connection.execute_wrapper(refuse_more):
+        assert now_is(job).retry()
+    assert set(states(*others)) == {"WAITING"}

@@ -15,7 +15,7 @@ from django_dbq.models import Attempt, Job, QueuePlace, Worker
 from django_dbq.outcomes import Abort, AttemptOutcome, Decision, Retry, TimedOut
 from django_dbq.pipelines import Step
 from django_dbq.states import Event
-from django_dbq.storage import Execution, Overdue, Queues, Storage
+from django_dbq.storage import Execution, Overdue, Queues, Storage, storage_for
 from tests.outcomes import ENDED, STARTED, outcome
 from tests.process_jobs import database_session, until
 from tests.processes import kill_session
@@ -440,6 +440,25 @@ def test_a_refused_outcome_fails_its_job_and_no_other(
     assert [record.getMessage() for record in caplog.records] == [
         f"Outcome refused: job={bad.job.pk}"
     ]
+
+
+def test_an_outcome_that_cannot_even_be_sent_fails_its_job_and_no_other(
+    claim: Claim, finish: Finish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(3)
+    outcomes = [outcome(job, workspace='{"new": 1}') for job in claim()]
+    write = type(storage_for("default")).finish
+
+    def send(storage: Any, worker: Worker, executions: Any, *more: Any, **named: Any) -> Any:
+        if any(e is outcomes[1] and e.workspace is not None for e in executions):
+            raise TypeError("This is of no type that could be sent.")
+        return write(storage, worker, executions, *more, **named)
+
+    monkeypatch.setattr(type(storage_for("default")), "finish", send)
+    assert finish(*outcomes) == outcomes
+    states = [Job.objects.get(pk=e.job.pk).state for e in outcomes]
+    assert states == ["READY", "FAILED", "READY"]
+    assert "refused: TypeError: This is of no" in outcomes[1].job.attempts.get().error
 
 
 def test_a_workspace_that_the_database_refuses(claim: Claim, finish: Finish) -> None:
