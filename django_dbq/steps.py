@@ -178,15 +178,19 @@ def _items(job: Job, step: Map, items: list[Any], now: datetime.datetime) -> Ite
 
 
 def _join_map(job: Job, step: Map, using: str) -> Visit:
-    rows = members(job, using).values_list("state", "result").iterator(2000)
-    results: list[Any] = []
+    rows = members(job, using).values_list("position", "state", "result").iterator(2000)
+    items = job.workspace.get(step.over)
+    # None also for what somebody has deleted by hand: each result stays at the place of its item.
+    results: list[Any] = [None] * (len(items) if isinstance(items, list) else 0)
     failed: list[int] = []
-    for number, (state, result) in enumerate(rows):
+    for position, state, result in rows:
         if state in UNFINISHED:
             return Visit(Opening())
-        if state != State.COMPLETE:
-            failed.append(number)
-        results.append(result if state == State.COMPLETE else None)
+        results += [None] * (position + 1 - len(results))
+        if state == State.COMPLETE:
+            results[position] = result
+        else:
+            failed.append(position)
     if failed and step.on_failure != "ignore":
         _raise_failures(failed, len(results), step.path)
     if step.into is not None:

@@ -240,6 +240,15 @@ def test_a_result_that_is_no_json(settings: Any) -> None:
     assert member.result is None
 
 
+def test_a_result_that_would_be_too_deep_in_the_list_of_all(settings: Any) -> None:
+    """Refused where it comes from, and not at the join, which no retry could ever pass."""
+    declare(settings, over("return_nested"))
+    job = drained(create(items=[29, 30]))
+    assert states(job, *members(job)) == ["FAILED", "COMPLETE", "FAILED"]
+    assert "the result" in last_error(members(job)[1])
+    assert "nested too deeply" in last_error(members(job)[1])
+
+
 def test_a_result_that_nobody_collects_may_be_anything(settings: Any) -> None:
     step = over("return_no_json")
     del step["into"]
@@ -337,15 +346,15 @@ def test_what_is_cancelled_while_members_run(settings: Any) -> None:
 
 
 def test_members_that_somebody_has_deleted(settings: Any) -> None:
-    """Nothing tells the job; what mends it looks once a minute, and the results of those that are there count."""
+    """Nothing tells the job; what mends it looks once a minute. Results stay at the places of their items."""
     declare(settings, over())
-    job = create(items=[1, 2, 3])
+    job = create(items=[1, 2, 3, 4])
     step_on()
-    job.children.filter(position=1).delete()
+    job.children.filter(position__in=[1, 3]).delete()
     step_on()
-    assert (states(job), now_is(job).waiting_for) == (["WAITING"], 1)
+    assert (states(job), now_is(job).waiting_for) == (["WAITING"], 2)
     assert drained(job).state == "COMPLETE"
-    assert job.workspace["out"] == [1, 9]
+    assert job.workspace["out"] == [1, None, 9, None]
 
 
 @pytest.mark.parametrize("names", ["a b", "a"])
