@@ -195,7 +195,12 @@ class Pipeline:
         return around is not None and self._around[around.place] is not None
 
     def within(self, step: Step, group: Step | None) -> Step:
-        """What stands for ``step`` in the branches of ``group``: itself, or the group in which a deploy has put it."""
+        """What stands for ``step`` in the branches of ``group``: itself, or the group in which a deploy has put it.
+
+        Of a group that is not known (any more), nobody can say: the step stands for itself.
+        """
+        if group is None:
+            return step
         found: Step | None = step
         while found is not None:
             around = self._around[found.place]

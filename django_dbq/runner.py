@@ -22,6 +22,7 @@ from django.utils.module_loading import import_string
 from . import conf, dependencies, signals, steps, workspaces
 from .members import Opening
 from .models import Job, Needs, QueuePlace, as_text, as_time
+from .options import PRIORITY, QUEUE
 from .outcomes import (
     Abort,
     AttemptOutcome,
@@ -45,6 +46,7 @@ from .storage import Execution
 
 logger = logging.getLogger("django_dbq")
 
+PLACE = {"queue_name": QUEUE, "priority": PRIORITY, "run_after": None}  # what user code may set
 REPORT_LENGTH = 20_000  # characters of a traceback that are kept: its end, where the error stands
 
 Clock = Callable[[], datetime.datetime]
@@ -229,9 +231,28 @@ def take(run: Run, result: Any) -> None:
     elif isinstance(result, Retry | Abort | Wait):
         run.error = result
     elif run.step.collected:
-        run.result = workspaces.dump(result, "the result")
-    run.job.run_after = as_time(run.job.run_after)
+        # In the list of a map's results, in the workspace.
+        run.result = workspaces.dump(result, "the result", inside=2)
+    for name in PLACE:
+        _check_place(run.job, name)
     run.workspace = workspaces.dump(run.job.workspace)
+
+
+def _check_place(job: Job, name: str) -> None:
+    """Raise if one of `PLACE` has been left with what no claim could go by.
+
+    Raises:
+        TypeError, ValueError, ValidationError: that.
+    """
+    value, expects = getattr(job, name), PLACE[name]
+    if expects is not None:
+        if (expected := expects(value)) is not None:
+            raise ValueError(f"{name} is {value!r}. Expected: {expected}.")
+    elif hasattr(value, "resolve_expression"):
+        # Only some databases could have it worked out as they write a whole batch of outcomes.
+        raise TypeError(f"{name} is {value!r}. Expected of a task: a datetime, or None.")
+    else:
+        setattr(job, name, as_time(value, name))
 
 
 def give_up(run: Run, error: BaseException) -> None:
@@ -246,6 +267,7 @@ def give_up(run: Run, error: BaseException) -> None:
             run.finish = True
             return
     run.error, run.raised, run.workspace = error, True, run.job.stored_workspace
+    run.visit = None  # nothing has begun, and no event is taken
 
 
 def conclude(run: Run, clock: Clock) -> Execution:
@@ -316,7 +338,8 @@ def _call_hooks(run: Run, decision: Decision) -> bool:
 def _round(run: Run, decision: Decision) -> int | None:
     """The attempt that has begun what the job stands in, for members to be known by; None outside of such a step."""
     if decision.outcome is AttemptOutcome.WAITED and run.job.round is None:
-        return run.fence[1]
+        # Without a visit it is the step's predicate that waits, and that is asked again.
+        return run.fence[1] if run.visit is not None else None
     return run.job.round if decision.next_step is run.step else None
 
 
@@ -394,18 +417,22 @@ def _moved_to(run: Run, decision: Decision) -> QueuePlace | None:
     """Where the job is to be claimed from now on, as user code, its next step or a retry wants it; None if all is as
     before.
     """
-    job, run_after = run.job, decision.run_after
+    job = run.job
+    for name in PLACE:
+        try:
+            _check_place(job, name)
+        except Exception:
+            logger.exception("%s not saved: job=%s name=%s", name, job.pk, job.name)
+            if job.claimed_at is not None:
+                setattr(job, name, getattr(job.claimed_at, name))
     if decision.event is Event.WAITS and type(run.step) is not Step:
         job.run_after = run.visit.until if run.visit else None
     if run.pipeline.has_queues and decision.event is Event.STEP_DONE and decision.next_step:
         if job.claimed_at is not None and job.queue_name != job.claimed_at.queue_name:
             job.home_queue = ""  # the task has chosen one for all that follows
         job.enter(decision.next_step)
-    try:
-        job.run_after = as_time(job.run_after if run_after is None else run_after)
-    except (TypeError, ValueError):
-        logger.exception("run_after not saved: job=%s name=%s", job.pk, job.name)
-        return None
+    if decision.run_after is not None:
+        job.run_after = decision.run_after
     return None if job.place == job.claimed_at else job.place
 
 

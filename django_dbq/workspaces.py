@@ -18,8 +18,11 @@ class InvalidWorkspace(TypeError):
     """A workspace that is not JSON; the message names the key and the value's type."""
 
 
-def dump(workspace: Any, what: str = "workspace") -> str:
+def dump(workspace: Any, what: str = "workspace", inside: int = 0) -> str:
     """Serialise ``workspace``, or ``what`` else it is.
+
+    Args:
+        inside: levels of the workspace that it will be put into.
 
     Raises:
         InvalidWorkspace: it holds something that JSON, or one of the supported databases, cannot.
@@ -29,11 +32,12 @@ def dump(workspace: Any, what: str = "workspace") -> str:
         text.encode()  # a lone surrogate raises here
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidWorkspace(
-            _explain(workspace, what) or f"{what} is not JSON: {error}"
+            _explain(workspace, what, inside) or f"{what} is not JSON: {error}"
         ) from None
     # Both are looked for in the text first, which is quick, and found out for sure only where that is not clear.
-    if text.count("{") + text.count("[") > _DEPTH and _too_deep(workspace, _DEPTH):
-        raise InvalidWorkspace(_explain(workspace, what))
+    levels = _DEPTH - inside
+    if text.count("{") + text.count("[") > levels and _too_deep(workspace, levels):
+        raise InvalidWorkspace(_explain(workspace, what, inside))
     # A NUL is always escaped in JSON text, so it can be looked for there; "\\u0000" may also be a backslash's.
     if "\\u0000" in text and (problem := _explain(workspace, what)):
         raise InvalidWorkspace(problem)
@@ -57,7 +61,7 @@ def _too_deep(value: Any, levels: int) -> bool:
 def _explain(value: Any, path: str, depth: int = 0) -> str | None:
     """Say what is wrong with the first value that cannot be stored, by its key path."""
     if depth >= _DEPTH and isinstance(value, dict | list | tuple):
-        return f"{path[:80]}… is nested too deeply, or contains itself (at most {_DEPTH} levels)"
+        return f"{path[:80]}… is nested too deeply, or contains itself (a workspace has at most {_DEPTH} levels)"
     if value is None or isinstance(value, bool | int):
         return None
     if isinstance(value, str):

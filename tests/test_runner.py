@@ -4,10 +4,13 @@ import asyncio
 import datetime
 import json
 import logging
+import math
 from typing import Any
 
 import pytest
 from django.db import connection
+from django.db.models import F
+from django.db.models.functions import Now
 
 from django_dbq import runner, workspaces
 from django_dbq.models import Job
@@ -561,6 +564,11 @@ def test_a_hook_that_saves_its_job_does_not_run_a_repeated_path_for_ever(
         {"queue_name": "q" * 300},
         {"queue_name": None},
         {"queue_name": "a\0b"},
+        {"queue_name": ["a"]},
+        {"priority": [1]},
+        {"priority": math.inf},
+        {"priority": F("priority") + 1},
+        {"run_after": Now()},
         {"run_after": "tomorrow"},
         {"run_after": 5},
         {"run_after": START.replace(tzinfo=None)},
@@ -588,6 +596,38 @@ def test_a_task_that_leaves_nonsense_in_its_job_stops_no_other(
     spoilt = Job.objects.get(pk=spoilt.pk)
     assert spoilt.state not in ("PROCESSING", "STOPPING")  # nobody would ever take it up again
     assert spoilt.attempts.count() >= 1
+
+
+WRONG = [("queue_name", ["a"]), ("priority", math.inf), ("priority", F("x")), ("run_after", Now())]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=repr)
+def test_a_step_that_leaves_no_queue_priority_or_time_has_failed(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
+) -> None:
+    monkeypatch.setattr("tests.jobs.one", lambda job: setattr(job, name, value))
+    execution = run(claimed(settings, "one"))
+    assert (execution.decision.state, execution.moved_to) == ("FAILED", None)
+    assert f"Error: {name} is {value!r}. Expected" in execution.report
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=repr)
+def test_a_later_hook_that_leaves_no_queue_priority_or_time_moves_nothing(
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: Any,
+) -> None:
+    def leave(job: Job) -> None:
+        job.workspace["left"] = True
+        setattr(job, name, value)
+
+    monkeypatch.setattr("tests.jobs.post_task_hook", leave)
+    execution = run(claimed(settings, "one", "two", post_task_hook="post_task_hook"))
+    assert (execution.decision.state, execution.moved_to) == ("READY", None)
+    assert execution.workspace == '{"ran": ["one"], "left": true}'
+    assert f"{name} not saved: job=" in caplog.text
 
 
 @pytest.mark.usefixtures("jobs")

@@ -223,7 +223,7 @@ def send(key: UUID, event: str, payload: Any, now: datetime.datetime, using: str
     """
     if (expected := NAME(event)) is not None:
         raise ValueError(f"The event is {event!r}. Expected: {expected}.")
-    workspaces.dump(payload, "the payload")
+    workspaces.dump(payload, "the payload", inside=1)
     storage = storage_for(using)
     with storage.write():
         job = storage.jobs.select_for_update().filter(pk=key).first()

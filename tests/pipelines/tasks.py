@@ -1,9 +1,12 @@
 """Tasks of the pipelines that are tested here."""
 
+import datetime
 import time
 from typing import Any
 
-from django_dbq import Abort, Finish, Retry
+from django.utils import timezone
+
+from django_dbq import Abort, Finish, Retry, Wait
 
 
 def note(job: Any) -> None:
@@ -126,6 +129,11 @@ def raise_finish(job: Any) -> None:
     raise Finish
 
 
+def come_tomorrow(job: Any) -> None:
+    """Have the next step run then."""
+    job.run_after = timezone.now() + datetime.timedelta(days=1)
+
+
 def retry_twice(job: Any) -> Retry | None:
     called.append("retry_twice")
     return Retry() if job.attempt < 3 else None
@@ -171,6 +179,19 @@ def return_item(job: Any) -> Any:
     return job.workspace["item"]
 
 
+def nest(levels: int) -> Any:
+    """So many lists in each other."""
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def return_nested(job: Any) -> Any:
+    """As many levels as its item says."""
+    return nest(job.workspace["item"])
+
+
 def return_no_json(job: Any) -> Any:
     called.append("return_no_json")
     return {"is": object()}
@@ -199,6 +220,20 @@ def is_wanted_at_second(job: Any) -> bool:
     called.append("is_wanted_at_second")
     if called.count("is_wanted_at_second") == 1:
         raise Broken("the predicate")
+    return True
+
+
+def is_wanted_after_the_other(job: Any) -> bool:
+    """A predicate that waits for another job at first."""
+    called.append("is_wanted_after_the_other")
+    if called.count("is_wanted_after_the_other") == 1:
+        raise Wait(jobs=[job.workspace["other"]])
+    return True
+
+
+def leaves_no_json(job: Any) -> bool:
+    """A predicate that spoils the workspace."""
+    job.workspace["left"] = object()
     return True
 
 

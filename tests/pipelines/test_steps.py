@@ -184,6 +184,58 @@ def test_a_condition_that_raises_is_asked_again_and_the_step_is_not_passed_over(
     assert called[-1] == "c"
 
 
+FORMS = [
+    pytest.param({"group": [T + "a", T + "b"]}, id="group"),
+    pytest.param({"map": T + "square_item", "over": "items", "into": "out"}, id="map"),
+    pytest.param({"wait_for": "approval"}, id="wait_for"),
+    pytest.param({"sleep": 3600}, id="sleep"),
+    pytest.param({"task": T + "a"}, id="task"),
+]
+
+
+@pytest.mark.parametrize("step", FORMS)
+def test_a_condition_that_waits_is_asked_again_and_the_step_is_not_passed_over(
+    settings: Any, step: dict[str, Any]
+) -> None:
+    declare(settings, {**step, "when": T + "is_wanted_after_the_other"}, T + "c")
+    settings.JOBS["other"] = [T + "d"]
+    other = Job.objects.create(name="other", queue_name="elsewhere")
+    job = create(items=[3], other=str(other.pk))
+    drain("default")
+    assert (*states(job), now_is(job).round) == ("WAITING", None)
+    drain()
+    assert called.count("is_wanted_after_the_other") == 2
+    if "sleep" in step:
+        assert (*states(job), called[-1]) == ("READY", "is_wanted_after_the_other")
+        advance(3601 * SECOND)
+    elif "wait_for" in step:
+        assert states(job) == ["WAITING"]
+        assert job.send("approval")
+    assert drained(job).state == "COMPLETE"
+    assert bool(members(job)) is ("group" in step or "map" in step)
+    assert called[-1] == "c"
+
+
+@pytest.mark.parametrize("step", FORMS)
+def test_a_step_whose_condition_leaves_no_json_does_not_begin(
+    settings: Any, step: dict[str, Any]
+) -> None:
+    declare(settings, {**step, "when": T + "leaves_no_json"}, T + "c")
+    job = create(items=[3])
+    assert job.send("approval", "early")
+    assert drained(job).state == "FAILED"
+    assert "InvalidWorkspace" in last_error(job)
+    assert (members(job), job.round) == ([], None)
+    assert "square_item" not in called
+    # The event is there for the wait that begins when that is mended.
+    deploy(settings, step, T + "c")
+    assert job.retry()
+    if "sleep" not in step:
+        assert drained(job).state == "COMPLETE"
+    if "wait_for" in step:
+        assert job.workspace["approval"] == "early"
+
+
 # -- finish --
 
 
@@ -443,6 +495,21 @@ def test_an_older_worker_hands_back_what_it_does_not_know(settings: Any) -> None
     assert called == []
     deploy(settings, *tasks("a b"))
     assert drained(job).state == "COMPLETE"
+
+
+def test_an_older_worker_runs_members_of_a_group_that_it_does_not_know(settings: Any) -> None:
+    """And each of them is what it was made as: what is around that group is not run once more."""
+    inner = {"group": tasks("c d"), "name": "former"}
+    renamed = {**inner, "name": "later", "renamed_from": "former"}
+    declare(settings, [T + "a", renamed], T + "b")
+    job = create()
+    step_on()
+    step_on()
+    deploy(settings, [T + "a", inner], T + "b")
+    step_on()
+    deploy(settings, [T + "a", renamed], T + "b")
+    assert drained(job).state == "COMPLETE"
+    assert called == ["a", "c", "d", "b"]
 
 
 def test_a_step_moves_into_a_group(settings: Any) -> None:

@@ -30,7 +30,7 @@ from tests.pipelines.flow import (
     step_on,
     tasks,
 )
-from tests.pipelines.tasks import called
+from tests.pipelines.tasks import called, nest
 from tests.storage.sessions import elsewhere, while_uncommitted
 
 anywhere = pytest.mark.usefixtures("anywhere")
@@ -242,6 +242,16 @@ def test_a_payload_that_is_no_json(settings: Any, payload: Any) -> None:
 
 
 @anywhere
+def test_a_payload_that_would_be_too_deep_in_the_workspace(settings: Any) -> None:
+    job = run(settings, approval(), T + "a")
+    with pytest.raises(InvalidWorkspace, match=r"the payload.* nested too deeply"):
+        job.send("approval", nest(31))
+    assert job.send("approval", nest(30))
+    assert drained(job).state == "COMPLETE"
+    assert job.workspace["approval"] == nest(30)
+
+
+@anywhere
 def test_the_first_event_counts(settings: Any) -> None:
     job = run(settings, approval(), T + "a")
     assert job.send("approval", 1)
@@ -385,6 +395,21 @@ def test_a_wait_is_resumed_without_an_event(settings: Any) -> None:
     assert job.send("approval")
     assert drained(job).state == "COMPLETE"
     assert history(job) == [WAIT, COME, *ok("a")]
+
+
+@anywhere
+def test_a_job_that_rests_before_its_wait_keeps_its_time(settings: Any) -> None:
+    declare(settings, T + "come_tomorrow", approval(timeout=100))
+    job = create()
+    step_on()
+    tomorrow = now_is(job).run_after
+    assert tomorrow is not None
+    assert job.pause()
+    assert job.resume()
+    assert (*states(job), now_is(job).run_after) == ("READY", tomorrow)
+    assert drained(job).state == "READY"
+    advance(86_400 * SECOND)
+    assert drained(job).state == "WAITING"
 
 
 # -- time limits --
