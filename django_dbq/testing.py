@@ -8,8 +8,8 @@ from django.db import router
 from django.db.models import F, Model
 from django.utils import timezone
 
-from . import conf, engine, runner
-from .models import Job, Start
+from . import conf, engine, runner, workspaces
+from .models import GIVEN, Job, Needs, Start
 from .models import Worker as WorkerRow
 from .outcomes import AttemptOutcome
 from .states import UNFINISHED
@@ -17,6 +17,8 @@ from .storage import Queues
 from .workers.worker import Worker
 
 _LISTED = 10  # jobs that a failing assertion names
+# Of a job that `run_step` runs; where it stands and what it waits for is said by the step.
+_FIELDS = GIVEN - {"name", "workspace"} | {"attempt", "failures", "id", "lost", "pk"}
 
 
 def drain(*queues: str) -> int:
@@ -47,7 +49,14 @@ def advance(delta: datetime.timedelta) -> None:
 
     No clock is moved: their times are, those of sleeps, retries, time limits and rates among them. `drain` then runs
     what has become ready.
+
+    Raises:
+        TypeError, ValueError: ``delta`` is no timedelta, or one that goes back.
     """
+    if not isinstance(delta, datetime.timedelta):
+        raise TypeError(f"advance takes a timedelta, timedelta(hours=1) say, not {delta!r}")
+    if delta < datetime.timedelta():
+        raise ValueError(f"advance takes a timedelta of 0 or more, not {delta!r}: time only passes")
     using = router.db_for_write(Job)
     waiting = Job.objects.using(using).filter(state__in=UNFINISHED, run_after__isnull=False)
     for key, run_after in waiting.values_list("pk", "run_after"):
@@ -61,7 +70,9 @@ def run_step(name: str, step: str | int, workspace: Any = None, **fields: Any) -
     """Run one step of a pipeline, and nothing else, with this workspace; returns the job as it stands afterwards.
 
     The job is saved at that step and run with its hooks, as a worker does: its ``state``, ``next_task`` and
-    ``workspace`` tell what it came to. It is always one of its own, whatever is ``unique``.
+    ``workspace`` tell what it came to. It is always one of its own, whatever is ``unique``, and waits for nothing: not
+    for a limit, a queue that is paused, or other jobs. Of a group, a map, a sleep or a wait for an event, it is the
+    first visit that is run: the members or the pause begin.
 
     Args:
         name: of the job.
@@ -70,14 +81,21 @@ def run_step(name: str, step: str | int, workspace: Any = None, **fields: Any) -
         fields: others of the job, ``priority`` say.
 
     Raises:
+        TypeError: one of ``fields`` is not for the caller to say: ``state`` or ``depends_on``, for instance.
         LookupError: ``JOBS`` has no such job, or it has no such step.
         BaseException: what the step has failed with; the job is saved all the same, as FAILED or to be retried.
     """
+    if refused := sorted(fields.keys() - _FIELDS):
+        raise TypeError(
+            f"run_step makes a job of its own, to be run at that step: leave {', '.join(refused)} out. "
+            f"Of the job's fields it takes {', '.join(sorted(_FIELDS))}."
+        )
     using, now = router.db_for_write(Job), timezone.now()
     found = conf.catalogue().named(name).named(step)
     job = Job(name=name, workspace=workspace, **fields)
     job.prepare(now)
-    job.unique_key = None  # so that it stands beside one of the same values
+    # So that it stands beside one of the same values, and does not wait, whatever its creation hook has said.
+    job.unique_key, job.needs = None, Needs()
     with engine.creating(job, using):
         Model.save(job, force_insert=True, using=using)
     engine.created([job], using)
@@ -114,19 +132,23 @@ def assert_enqueued(
         fields: others of the jobs, ``queue_name`` say.
 
     Raises:
-        AssertionError: there are not; names those of the name that there are.
+        AssertionError: there are not; names those of the name that there are, with what they have in these ``fields``.
+        LookupError: ``JOBS`` has no such job.
+        InvalidWorkspace: ``workspace`` is not JSON, so that no job's could hold it.
     """
+    conf.catalogue().named(name)
+    keys = workspaces.load(workspaces.dump(dict(workspace or {})))
     jobs = Job.objects.filter(name=name, state__in=UNFINISHED).order_by("created")
     if not any(field.split("__")[0] in ("parent", "parent_id") for field in fields):
         jobs = jobs.filter(parent=None)
-    found = [job for job in jobs.filter(**fields) if _holds(job.workspace, workspace or {})]
+    found = [job for job in jobs.filter(**fields) if _holds(job.workspace, keys)]
     if len(found) == count or (count is None and found):
         return found
     wanted = "at least one job" if count is None else f"{count} jobs"
     asked = {"workspace": dict(workspace)} if workspace else {}
     raise AssertionError(
         f"Expected {wanted} {name!r} with {({**asked, **fields}) or 'anything'}, found {len(found)}. "
-        f"Not ended of this name: {_listed(jobs)}."
+        f"Not ended of this name: {_listed(jobs, fields)}."
     )
 
 
@@ -137,7 +159,18 @@ def _holds(workspace: Any, wanted: Mapping[str, Any]) -> bool:
     )
 
 
-def _listed(jobs: Iterable[Job]) -> str:
-    rows = [f"{job.state} {job.workspace!r}" for job in jobs]
+def _listed(jobs: Iterable[Job], asked: Iterable[str]) -> str:
+    names = {"id" if field == "pk" else field.split("__")[0] for field in asked}
+    shown = [
+        field.attname
+        for field in Job._meta.concrete_fields
+        if {field.name, field.attname} & names and field.name not in ("state", "workspace")
+    ]
+    rows = [
+        " ".join(
+            [job.state, repr(job.workspace), *(f"{one}={getattr(job, one)!r}" for one in shown)]
+        )
+        for job in jobs
+    ]
     more = f" and {len(rows) - _LISTED} more" if len(rows) > _LISTED else ""
     return "; ".join(rows[:_LISTED]) + more or "none"

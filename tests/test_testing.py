@@ -2,6 +2,7 @@
 
 import datetime
 import threading
+import uuid
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from django.db.models.signals import post_save
 from django.test import TestCase, override_settings
 from django.utils import timezone
 
+from django_dbq import engine
 from django_dbq.models import Attempt, Job, Worker
 from django_dbq.signals import job_created
 from django_dbq.testing import advance, assert_enqueued, drain, run_step
+from django_dbq.workspaces import InvalidWorkspace
 from tests.jobs import Boom, ran
 
 
@@ -230,6 +233,24 @@ def test_waits_retries_and_rates_come_to_their_end(
     assert {state(job) for job in rated} == {"COMPLETE"}
 
 
+@pytest.mark.django_db
+@pytest.mark.parametrize("delta", [3, 0.5, None, "1 h", timezone.now()])
+def test_what_passes_is_a_timedelta(delta: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        advance(delta)
+    assert str(caught.value) == f"advance takes a timedelta, timedelta(hours=1) say, not {delta!r}"
+
+
+@pytest.mark.django_db
+def test_time_does_not_go_back() -> None:
+    later = timezone.now() + minutes(5)
+    Job.objects.create(name="one", run_after=later)
+    with pytest.raises(ValueError, match="takes a timedelta of 0 or more, not datetime"):
+        advance(minutes(-1))
+    advance(minutes(0))
+    assert Job.objects.get().run_after == later
+
+
 # -- run_step --
 
 
@@ -254,6 +275,104 @@ def test_what_it_fails_with_is_raised() -> None:
     assert Job.objects.get().state == "FAILED"
     with pytest.raises(LookupError, match="no step 'one'"):
         run_step("fails", "one")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"depends_on": []},
+        {"depends_mode": "any"},
+        {"state": "COMPLETE"},
+        {"next_task": "tests.jobs.two"},
+        {"round": 1},
+        {"parent": None},
+        {"worker": None, "due": False},
+        {"priorty": 1},
+    ],
+    ids=str,
+)
+def test_fields_that_the_step_settles_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(TypeError) as caught:
+        run_step("feed", 0, priority=1, **fields)
+    said = ", ".join(sorted(fields))
+    assert str(caught.value) == (
+        f"run_step makes a job of its own, to be run at that step: leave {said} out. Of the job's fields it takes "
+        "attempt, deadline, failures, id, lost, pk, priority, queue_name, run_after."
+    )
+    assert not Job.objects.exists()
+    assert not Worker.objects.exists()
+
+
+@pytest.mark.django_db
+def test_fields_that_a_task_may_look_at_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        "tests.jobs.one", lambda job: seen.append((job.pk, job.attempt, job.priority, job.deadline))
+    )
+    key, later = uuid.UUID(int=5), timezone.now() + minutes(5)
+    job = run_step("one", 0, id=key, attempt=2, priority=3, deadline=later, run_after=later)
+    assert seen == [(key, 3, 3, later)]
+    assert job.state == "COMPLETE"
+
+
+@pytest.mark.django_db
+def test_a_step_waits_for_nothing_that_its_creation_hook_asks_for(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Job.objects.create(name="one")
+    monkeypatch.setattr("tests.jobs.creation_hook", lambda job: setattr(job, "depends_on", [other]))
+    settings.JOBS["feed"] = {
+        "tasks": ["tests.jobs.one"],
+        "creation_hook": "tests.jobs.creation_hook",
+    }
+    settings.JOBS = dict(settings.JOBS)
+    assert run_step("feed", 0).state == "COMPLETE"
+    assert not Worker.objects.filter(stopped=None).exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("step", "state", "members"),
+    [
+        (["tests.jobs.one"], "WAITING", 1),
+        ({"map": "tests.jobs.one", "over": "cats"}, "WAITING", 3),
+        ({"wait_for": "ok"}, "WAITING", 0),
+        ({"sleep": 60}, "READY", 0),
+    ],
+    ids=["group", "map", "wait", "sleep"],
+)
+def test_of_a_step_that_is_no_task_the_first_visit_is_run(
+    settings: Any, step: Any, state: str, members: int
+) -> None:
+    settings.JOBS = {"it": [step]}
+    job = run_step("it", 0, {"cats": [1, 2, 3]})
+    assert (job.state, job.step, job.children.count()) == (state, 0, members)
+    assert {member.state for member in job.children.all()} <= {"NEW"}
+    advance(minutes(1))
+    job.send("ok")
+    drain()
+    job.refresh_from_db()
+    assert job.state == "COMPLETE"
+
+
+@pytest.mark.django_db
+def test_a_step_that_is_skipped_leads_on(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.jobs.three", lambda job: False)
+    settings.JOBS = {
+        "it": [{"task": "tests.jobs.one", "when": "tests.jobs.three"}, "tests.jobs.two"]
+    }
+    job = run_step("it", 0)
+    assert (job.state, job.next_task, ran(job)) == ("READY", "tests.jobs.two", [])
+
+
+@pytest.mark.django_db
+def test_limits_and_paused_queues_do_not_hold_a_step(settings: Any) -> None:
+    settings.JOBS = {"it": {"tasks": ["tests.jobs.one"], "concurrency": 1, "rate_limit": "1/h"}}
+    Job.objects.create(name="it")
+    drain()
+    engine.pause_queue("default", timezone.now(), "default")
+    assert run_step("it", 0).state == "COMPLETE"
 
 
 UNIQUE = {"tasks": ["tests.jobs.one", "tests.jobs.two"], "unique": True}
@@ -316,7 +435,7 @@ def test_what_was_not_is_told_with_what_there_is() -> None:
         assert_enqueued("feed", {"a": 2}, queue_name="slow")
     assert str(caught.value) == (
         "Expected at least one job 'feed' with {'workspace': {'a': 2}, 'queue_name': 'slow'}, found 0. "
-        "Not ended of this name: NEW {'a': 1}."
+        "Not ended of this name: NEW {'a': 1} queue_name='default'."
     )
     with pytest.raises(
         AssertionError, match=r"Expected 2 jobs 'one' with anything, found 0.*: none"
@@ -325,6 +444,42 @@ def test_what_was_not_is_told_with_what_there_is() -> None:
     drain()
     with pytest.raises(AssertionError):
         assert_enqueued("feed")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        ({"priority": 3}, "priority=1"),
+        ({"queue_name": "slow", "priority": 3}, "queue_name='default' priority=1"),
+        ({"priority__gt": 1, "run_after__isnull": False}, "priority=1 run_after=None"),
+        ({"forked_from_id": uuid.UUID(int=1)}, "forked_from_id=None"),
+        ({"pk": uuid.UUID(int=1)}, "id={id!r}"),
+        ({"state": "READY", "workspace__a": 2}, ""),  # both are told anyway
+    ],
+)
+def test_the_fields_that_were_asked_for_are_told(asked: dict[str, Any], shown: str) -> None:
+    job = Job.objects.create(name="feed", workspace={"a": 1}, priority=1)
+    with pytest.raises(AssertionError) as caught:
+        assert_enqueued("feed", **asked)
+    listed = f"NEW {{'a': 1}} {shown.format(id=job.pk)}".strip()
+    assert str(caught.value).endswith(f"found 0. Not ended of this name: {listed}.")
+
+
+@pytest.mark.django_db
+def test_workspaces_are_compared_as_json() -> None:
+    job = Job.objects.create(name="feed", workspace={"a": (1, {"b": (2,)}), "1": None})
+    for wanted in ({"a": (1, {"b": (2,)})}, {"a": [1, {"b": [2]}]}, {1: None}):
+        assert assert_enqueued("feed", wanted) == [job]  # type: ignore[arg-type]
+    with pytest.raises(InvalidWorkspace, match=r"workspace\['a'\] is of type set"):
+        assert_enqueued("feed", {"a": {1}})
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("count", [None, 0, 1])
+def test_a_name_that_there_is_not_was_never_enqueued(count: int | None) -> None:
+    with pytest.raises(LookupError, match=r"no job named 'fed' \(did you mean 'feed'\?\)"):
+        assert_enqueued("fed", count=count)
 
 
 @pytest.mark.django_db
@@ -344,7 +499,7 @@ def test_members_count_only_where_they_are_asked_for(settings: Any, step: Any) -
     assert assert_enqueued("it", count=2) == jobs
     with pytest.raises(AssertionError) as caught:
         assert_enqueued("it", queue_name="slow")
-    said = "WAITING {'cats': [1, 2]}"
+    said = "WAITING {'cats': [1, 2]} queue_name='default'"
     assert str(caught.value).endswith(f"found 0. Not ended of this name: {said}; {said}.")
     for job in jobs:
         for asked in ({"parent": job}, {"parent_id": job.pk}, {"parent__in": [job]}):
