@@ -54,6 +54,7 @@ def _insert_unique(jobs: list[Job], using: str, batch_size: int | None) -> list[
     for job in jobs:
         if job.unique_key is not None and firsts.setdefault(job.unique_key, job) is not job:
             _refuse(job, firsts[job.unique_key].pk)
+    wanted = [(job, job.needs) for job in jobs if job.needs.jobs]
     for left in reversed(range(TRIES)):
         with storage.write():
             found = {str(job.unique_key): job for job in storage.unfinished(firsts)}
@@ -63,6 +64,15 @@ def _insert_unique(jobs: list[Job], using: str, batch_size: int | None) -> list[
                 if job.unique_key is None
                 or (firsts[job.unique_key] is job and job.unique_key not in found)
             ]
+            # Who depends on one of the others depends on the job in its place.
+            places = {
+                job.pk: found.get(job.unique_key, firsts[job.unique_key]).pk
+                for job in jobs
+                if job.unique_key is not None
+            }
+            for job, needs in wanted:
+                keys = dict.fromkeys(places.get(key, key) for key in needs.jobs)
+                job.needs = needs._replace(jobs=tuple(keys))
             try:
                 with transaction.atomic(using=using):
                     # In one order for all: batches that share keys must not wait for each other.

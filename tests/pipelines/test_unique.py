@@ -111,6 +111,20 @@ def test_bulk_create_returns_the_jobs_that_exist_in_their_places() -> None:
     assert {job.state for job in Job.objects.all()} == {"NEW"}
 
 
+def test_who_depends_on_one_that_exists_depends_on_that() -> None:
+    """Also on what comes twice among those that are created."""
+    first = create("whole", a=1)
+    again, new, twice = (Job(name="whole", workspace={"a": n}) for n in (1, 2, 2))
+    waits = Job(name="plain", depends_on=[again, first, new, twice])
+    made = Job.objects.bulk_create([again, new, twice, waits])
+    assert made == [first, new, new, waits]
+    assert set(waits.dependencies.values_list("on", flat=True)) == {first.pk, new.pk}
+    assert (waits.state, waits.waiting_for) == ("WAITING", 2)
+    drain()
+    waits.refresh_from_db()
+    assert waits.state == "COMPLETE"
+
+
 def test_bulk_create_that_is_to_raise_creates_nothing() -> None:
     create("strict", a=1)
     with pytest.raises(JobExists):
