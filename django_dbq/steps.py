@@ -186,6 +186,7 @@ def _join_map(job: Job, step: Map, using: str) -> Visit:
     for position, state, result in rows:
         if state in UNFINISHED:
             return Visit(Opening())
+        assert position is not None
         results += [None] * (position + 1 - len(results))
         if state == State.COMPLETE:
             results[position] = result
