@@ -81,7 +81,9 @@ def rescue(worker: Worker, now: datetime.datetime, using: str) -> float | None:
 
 
 def sweep(now: datetime.datetime, using: str) -> int:
-    """Take the jobs that workers hold which have ended: one that froze in a claim may have claimed after its rescue."""
+    """Take the jobs that workers hold which have ended: one that froze in a claim may have claimed after its rescue,
+    and its rescuer may not have known all that it held.
+    """
     abandoned = storage_for(using).abandoned()
     return sum(bury(pk, "It had ended already.", now, using) for pk in abandoned)
 
@@ -92,7 +94,8 @@ def bury(
     """Declare a worker dead and take all its jobs; returns how many.
 
     A job that was running is lost (or timed out, if that was recorded) and goes on as its pipeline says. One whose
-    worker was shutting down is handed back: the shutdown was it, and not the job.
+    worker was shutting down is handed back: the shutdown was it, and not the job. One that the settings do not know
+    stays with the dead: the next `sweep` of a worker that knows it takes it.
 
     Args:
         reason: why it counts as dead, for people.
@@ -107,8 +110,17 @@ def bury(
             worker = _worker(storage, worker_id)
         elif late and not _is_late(storage, worker_id):
             return 0
-        jobs = list(storage.held().filter(worker_id=worker_id).select_for_update())
-        overdue = _overdue(storage, jobs)
+        held = list(storage.held().filter(worker_id=worker_id).select_for_update())
+        overdue = _overdue(storage, held)
+        # What is to become of a lost job is for its step to say, `on_lost`. Who does not know that (an older worker,
+        # while a deploy goes on) must not guess: READY, what is to be held would run again, unseen; PAUSED, what is to
+        # be tried again would wait for a person. Left as it is, it waits for a worker that knows it, and nobody else
+        # could run it anyhow.
+        jobs = [
+            job
+            for job in held
+            if job.state == State.STOPPING or (job.pk, job.attempt) in overdue or _step(job)
+        ]
         cut_off = [
             job
             for job in jobs
@@ -116,10 +128,16 @@ def bury(
         ]
         _return(storage, cut_off, now)
         _lose(storage, worker, [job for job in jobs if job not in cut_off], overdue, reason, now)
-        if worker.stopped is None and not worker._state.adding:
+        declared = worker.stopped is None and not worker._state.adding
+        if declared:
             worker.stopped, worker.reason = now, f"Declared dead. {reason}"[:255]
             worker.save(using=using, update_fields=["stopped", "reason"])
-    logger.warning("Worker declared dead: worker=%s jobs=%s reason=%s", worker, len(jobs), reason)
+    if not (jobs or declared):
+        return 0
+    logger.warning(
+        "Worker declared dead: worker=%s jobs=%s left=%s reason=%s",
+        *(worker, len(jobs), len(held) - len(jobs), reason),
+    )
     wake({job.queue_name for job in jobs}, using)
     return len(jobs)
 
@@ -169,7 +187,7 @@ def _lose(
 ) -> None:
     """Move locked jobs on whose attempt nobody has lived to finish."""
     for job in jobs:
-        step = _step(job)
+        step = _step(job) or Step(job.step, job.next_task)
         tries = Tries(job.attempt, job.failures, job.lost)
         if (job.pk, job.attempt) in overdue:
             # Whether a retry is left is for whoever claims the job next: it also runs the failure hook.
@@ -198,12 +216,11 @@ def _lose(
         )
 
 
-def _step(job: Job) -> Step:
-    """The step that a job stands at, with the policy of the settings if they know it."""
+def _step(job: Job) -> Step | None:
+    """The step that a job stands at, if the settings know it."""
     pipeline = conf.catalogue().get(job.name)
     member = job.parent_id is not None
-    step = pipeline.locate(job.step, job.next_task, member) if pipeline else None
-    return step or Step(job.step, job.next_task)
+    return pipeline.locate(job.step, job.next_task, member) if pipeline else None
 
 
 def _record(

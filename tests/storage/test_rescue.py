@@ -258,7 +258,7 @@ def test_a_lost_job_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     assert (row.stopped, row.reason) == (now, "Declared dead. It was shot.")
     assert [record.getMessage() for record in caplog.records] == [
         f"Step lost: name=feed queue=other job={job.pk} task=tests.jobs.one attempt=1 state=READY worker=dead",
-        "Worker declared dead: worker=dead jobs=1 reason=It was shot.",
+        "Worker declared dead: worker=dead jobs=1 left=0 reason=It was shot.",
     ]
 
 
@@ -442,16 +442,32 @@ def test_a_record_of_an_attempt_that_was_handed_back_is_not_one_of_the_next() ->
     assert (fresh(job).failures, fresh(job).lost) == (failures, 1)
 
 
-def test_a_job_that_the_settings_do_not_know_any_more_is_rescued_too(settings: Any) -> None:
-    dead = start("dead")
+def test_who_does_not_know_a_job_leaves_it_to_those_who_do(
+    settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An older worker, say: it cannot tell what is to be held. What has run late, or was cut off, does not depend."""
+    dead, stopping = start("dead"), start("stopping")
     create(name="held")
+    create(name="feed")
     create(name="patient")
-    jobs = claim(dead)
-    record(dead, jobs[1])
-    settings.JOBS = {}
-    assert bury(dead) == 2
-    assert [fresh(job).state for job in jobs] == ["READY", "READY"]
-    assert [(fresh(job).failures, fresh(job).lost) for job in jobs] == [(0, 1), (1, 0)]
+    held, tried, late = claim(dead)
+    record(dead, late)
+    create(name="held")
+    (cut_off,) = claim(stopping)
+    engine.stopping(stopping, [cut_off], "default")
+    known, settings.JOBS = settings.JOBS, {}
+    assert (bury(dead), bury(stopping)) == (1, 1)
+    jobs = (held, tried, late, cut_off)
+    assert [fresh(job).state for job in jobs] == ["PROCESSING", "PROCESSING", "READY", "NEW"]
+    assert (fresh(late).failures, fresh(late).lost) == (1, 0)
+    assert "Worker declared dead: worker=dead jobs=1 left=2" in caplog.text
+    caplog.clear()
+    assert engine.sweep(timezone.now(), "default") == 0
+    assert caplog.text == ""
+    settings.JOBS = known
+    assert engine.sweep(timezone.now(), "default") == 2
+    assert [fresh(job).state for job in jobs] == ["PAUSED", "READY", "READY", "NEW"]
+    assert (fresh(held).lost, fresh(tried).lost) == (1, 1)
 
 
 def test_all_jobs_of_a_large_batch_are_taken() -> None:
