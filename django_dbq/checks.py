@@ -5,8 +5,8 @@ E005 malformed step         E006 not supported yet           E007 DBQ key       
 E009 path does not import   E010 not what it has to be: a function with these parameters, an exception
 E011 database not supported E012 an atomic step that is async
 E013 numbers that contradict, and options without the one that gives them their effect
-E014 names of steps that clash: one that another step has too, or a renamed_from that still stands, that two steps take,
-     or that no job can stand at
+E014 names of steps that clash: one that another step has too, or a renamed_from that still stands, or that no job can
+     stand at
 """
 
 import inspect

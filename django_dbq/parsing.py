@@ -12,7 +12,6 @@ from .options import FORMS, JOB_OPTIONS, PATH, SHARED, Option, Problem
 from .pipelines import (
     NAME_LENGTH,
     PATH_LENGTH,
-    SLEEP,
     WAIT_FOR,
     Catalogue,
     Group,
@@ -114,7 +113,6 @@ def _job(
     steps = _Steps(job, options, problems, written)
     sequence = steps.sequence(tasks, f'{where}["tasks"]')
     steps.compare_names(sequence)
-    steps.compare_former()
     if len(problems) > found:
         return None
     known = {key: options[key] for key in options if key in Pipeline.__dataclass_fields__}
@@ -153,7 +151,7 @@ class _Steps:
         self.where: list[str] = []  # the key path of each step, by place
         self.paths: dict[str, str] = {}  # of the step at each key path
         self.names: dict[str, str] = {}  # those that are given, likewise
-        self.former: list[tuple[str, str, str, str]] = []  # step, where it says so, word, form
+        self.former: list[tuple[str, str, str]] = []  # where it says so, earlier name, form
 
     def sequence(self, steps: Iterable[object], where: str) -> tuple[Step, ...]:
         found = [self.step(step, f"{where}[{number}]") for number, step in enumerate(steps)]
@@ -302,14 +300,15 @@ class _Steps:
     def _former(self, values: dict[str, Any], form: str, where: str) -> tuple[str, ...]:
         former = values.get("renamed_from", ())
         if isinstance(former, str):
-            self.former.append((where, f'{where}["renamed_from"]', former, form))
+            self.former.append((f'{where}["renamed_from"]', former, form))
             return (former,)
         for number, word in enumerate(former):
-            self.former.append((where, f'{where}["renamed_from"][{number}]', word, form))
+            self.former.append((f'{where}["renamed_from"][{number}]', word, form))
         return tuple(former)
 
     def compare_names(self, sequence: Iterable[Step]) -> None:
-        """Note names that would find another step as well.
+        """Note names that would find another step as well; and what was renamed and still stands, where a job would
+        always be found first.
 
         Args:
             sequence: the steps outside of groups and maps: only these are asked for by name, so only among them a name
@@ -325,28 +324,14 @@ class _Steps:
                 called = (step.path,) if other in self.names else (step.path, step.name)
                 if other != where and name in called:
                     self._clash(at, f"is {name!r}, by which {other} is found too")
-
-    def compare_former(self) -> None:
-        """Note what was renamed and still stands, where a job would always be found first; and what two steps take, of
-        which the nearest would have the job. (Where both are of one path, that is as it was before.)
-        """
-        named, stand = _by_first(self.names), _by_first(self.paths)
-        taken: dict[str, tuple[str, str]] = {}
-        for where, at, word, form in self.former:
+        stand = _by_first(self.paths)
+        for at, word, form in self.former:
             stands = [stand.get(path) for path in (word, *_rows(form, word))]
             if found := next(filter(None, [*stands, named.get(word)]), None):
                 self._clash(at, f"is {word!r}, which still stands at {found}")
-                continue
-            # Not what many steps have had at once, and no word that is no path.
-            rows = [row for row in _rows(form, word) if in_full(row) or "." in row]
-            for row in rows if word not in ("group", SLEEP) else ():
-                first, there = taken.setdefault(row, (where, at))
-                if self.paths.get(first) != self.paths.get(where):
-                    self._clash(at, f"is {word!r}, which {there} takes too")
-                    break
 
     def _clash(self, where: str, text: str) -> None:
-        hint = "Give each step a name of its own; renamed_from takes paths and names that are gone, each for one step."
+        hint = "Give each step a name of its own; renamed_from takes paths and names that are gone."
         self.problems.append(Problem("E014", where, text, hint, self.job))
 
     def _problem(self, where: str, text: str, hint: str) -> Step | None:

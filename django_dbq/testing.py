@@ -12,6 +12,7 @@ from . import conf, engine, runner, workspaces
 from .models import GIVEN, Job, Needs, Start
 from .models import Worker as WorkerRow
 from .outcomes import AttemptOutcome
+from .pipelines import UnknownJob
 from .states import UNFINISHED
 from .storage import Queues
 from .workers.worker import Worker
@@ -133,10 +134,13 @@ def assert_enqueued(
 
     Raises:
         AssertionError: there are not; names those of the name that there are, with what they have in these ``fields``.
-        LookupError: ``JOBS`` has no such job.
+            Or ``JOBS`` has no such job.
         InvalidWorkspace: ``workspace`` is not JSON, so that no job's could hold it.
     """
-    conf.catalogue().named(name)
+    try:
+        conf.catalogue().named(name)
+    except UnknownJob as error:  # with count=0 a slip of the pen would pass else
+        raise AssertionError(str(error)) from None
     keys = workspaces.load(workspaces.dump(dict(workspace or {})))
     jobs = Job.objects.filter(name=name, state__in=UNFINISHED).order_by("created")
     if not any(field.split("__")[0] in ("parent", "parent_id") for field in fields):

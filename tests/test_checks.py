@@ -336,12 +336,6 @@ BAD: list[tuple[Any, str, str, str]] = [
         "a name of its own",
     ),
     (
-        {"feed": [{"task": task, "renamed_from": "tests.jobs.zero"} for task in (ONE, TWO)]},
-        "E014",
-        "JOBS['feed'][\"tasks\"][1][\"renamed_from\"] is 'tests.jobs.zero', which JOBS['feed'][\"tasks\"][0]",
-        "each for one step",
-    ),
-    (
         {"feed": [ONE, {"task": TWO, "renamed_from": ["tests.jobs.zero", ONE]}]},
         "E014",
         "JOBS['feed'][\"tasks\"][1][\"renamed_from\"][1] is 'tests.jobs.one', which still stands at",

@@ -478,7 +478,7 @@ def test_workspaces_are_compared_as_json() -> None:
 @pytest.mark.django_db
 @pytest.mark.parametrize("count", [None, 0, 1])
 def test_a_name_that_there_is_not_was_never_enqueued(count: int | None) -> None:
-    with pytest.raises(LookupError, match=r"no job named 'fed' \(did you mean 'feed'\?\)"):
+    with pytest.raises(AssertionError, match=r"no job named 'fed' \(did you mean 'feed'\?\)"):
         assert_enqueued("fed", count=count)
 
 
