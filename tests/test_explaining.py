@@ -818,6 +818,22 @@ def test_its_worker_has_ended(end: str) -> None:
     assert Job.objects.get().state == "READY"
 
 
+def test_its_worker_has_ended_and_the_settings_do_not_know_it(settings: Any) -> None:
+    """Whoever does know it takes it; these do not."""
+    worker = alive()
+    claimed(worker, "feed")
+    alive("v")
+    Worker.objects.filter(pk=worker.pk).update(stopped=timezone.now(), reason="told to stop")
+    settings.JOBS = {}
+    kept(
+        Job.objects.get(),
+        "stranded",
+        "It is held by the worker w, which has ended (told to stop); nobody takes it, for JOBS has no job named 'feed'",
+    )
+    assert engine.sweep(timezone.now(), "default") == 0
+    assert Job.objects.get().state == "PROCESSING"
+
+
 def test_its_worker_shuts_down() -> None:
     worker = alive()
     (job,) = claimed(worker, "feed")

@@ -6,6 +6,7 @@ from typing import Any
 from ..models import Job, Worker
 from ..outcomes import AttemptOutcome
 from ..states import State
+from .lacking import stranding
 from .looking import CHOICE, Finding, Look
 from .wording import quoted, span
 
@@ -58,6 +59,11 @@ def _lost(job: Job, worker: Worker, facts: dict[str, Any]) -> Finding:
         silent = span(facts["silent_for"])
         ended = f"has been silent for {silent} and counts as lost after {span(worker.timeout)}"
     clause = f"is held by the worker {worker.label}, which {ended}"
+    moves_on = job.state == State.STOPPING or _runs_over(job)  # whatever its step says of a loss
+    if (lacking := stranding(job)) is not None and not moves_on:
+        return Finding(
+            "stranded", f"{clause}; nobody takes it, for {lacking.text}", lacking.hint, facts
+        )
     if others := facts["others"]:
         clause += f"; {others[0]} takes it at its next heartbeat"
         return Finding("lost", clause, "Nothing, it goes on as on_lost of its step says", facts)

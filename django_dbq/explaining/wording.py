@@ -1,5 +1,6 @@
 """How times, lengths of time, numbers and other people's texts are put into sentences."""
 
+import contextlib
 import datetime
 from typing import Any
 
@@ -13,7 +14,9 @@ LINE = 300  # characters of an error
 
 def local(time: datetime.datetime) -> datetime.datetime:
     """A time as people here read it."""
-    return timezone.localtime(time) if timezone.is_aware(time) else time
+    with contextlib.suppress(OverflowError):  # at the end of all times
+        return timezone.localtime(time) if timezone.is_aware(time) else time
+    return time
 
 
 def moment(time: datetime.datetime, now: datetime.datetime) -> str:
