@@ -22,7 +22,7 @@ from django.db import connections
 from django.db.models import Count, Expression, Min, Q
 
 from . import conf
-from .models import ORDER, Job, JobQuerySet, Start, turn
+from .models import ORDER, Job, JobQuerySet, Start, as_stored, is_due, turn
 from .models import Limit as LimitRow
 from .pipelines import Limit, Pipeline
 from .states import CLAIMABLE, HELD
@@ -31,6 +31,7 @@ STALE = datetime.timedelta(seconds=1)  # that an admitted job may wait to be cla
 MOST_KEYS = 50  # that one admission looks at; the next one goes on behind them
 PAGE = 200  # jobs that are read at once
 MOST_FULL = 500  # keys without a free slot that are passed in the query itself
+FEW_FULL = 16  # so many of them, or less, are passed page by page
 KEY_LENGTH = 200
 
 Key = tuple[str, str]  # of concurrency and of rate
@@ -48,9 +49,11 @@ class Admission:
 
 
 def apply(pipeline: Pipeline, job: Job) -> None:
-    """Make a new job one that is under its pipeline's limits, or under none."""
+    """Make a job one that is under its pipeline's limits, or under none. Until its time has come it is under none: like
+    any other it stays out of the claim by itself, and out of the way of those that wait for a slot.
+    """
     concurrency, rate = pipeline.concurrency, pipeline.rate_limit
-    job.limited = concurrency is not None or rate is not None
+    job.limited = (concurrency is not None or rate is not None) and is_due(job.run_after)
     job.concurrency_key = _value(job, concurrency.key) if concurrency else ""
     job.rate_key = _value(job, rate.key) if rate else ""
     if job.limited:
@@ -66,8 +69,11 @@ def standing(job: Job) -> dict[str, Any]:
 def park(jobs: Iterable[Job], waiting: JobQuerySet) -> int:
     """Put those of these jobs that are among ``waiting`` under the limits of their pipelines; returns how many."""
     alike: dict[Key, list[UUID]] = defaultdict(list)
+    declared = conf.configuration().limited
     for job in jobs:
-        apply(conf.configuration().limited[job.name], job)
+        if (pipeline := declared.get(job.name)) is None:
+            continue  # to MySQL and MariaDB, names in other cases are the same
+        apply(pipeline, job)
         alike[_key(job)].append(job.pk)
     count = 0
     for (concurrency_key, rate_key), ids in alike.items():
@@ -75,6 +81,30 @@ def park(jobs: Iterable[Job], waiting: JobQuerySet) -> int:
             limited=True, due=False, concurrency_key=concurrency_key, rate_key=rate_key
         )
     return count
+
+
+def has_other_keys(pipeline: Pipeline) -> Q:
+    """Which of its jobs came under its limits when one of these had no key yet, or one that is gone; the text of a
+    key's value is never empty.
+    """
+    other = Q()
+    for limit, column in (
+        (pipeline.concurrency, "concurrency_key"),
+        (pipeline.rate_limit, "rate_key"),
+    ):
+        keyed = limit is not None and limit.key is not None
+        other |= Q(**{column: ""}) if keyed else ~Q(**{column: ""})
+    return other
+
+
+def forget_starts(jobs: JobQuerySet) -> None:
+    """Of held jobs that are handed back without having been started; locks them."""
+    rows = jobs.filter(limited=True).select_for_update().order_by("pk")
+    for key, attempt in list(rows.values_list("pk", "attempt")):
+        # The last one: an attempt that was begun and cut off before has had the same number.
+        starts = Start.objects.using(jobs.db).filter(job=key, attempt=attempt)
+        if (last := starts.order_by("pk").last()) is not None:
+            last.delete()
 
 
 def names(limited: JobQuerySet) -> Iterator[str]:
@@ -88,7 +118,8 @@ def _value(job: Job, key: str | None) -> str:
     """The value of a key of the workspace as text; long ones are told apart by their digest."""
     if key is None:
         return ""
-    workspace = job.workspace if isinstance(job.workspace, dict) else {}
+    stored = as_stored(job)
+    workspace = stored if isinstance(stored, dict) else {}
     text = json.dumps(workspace.get(key), sort_keys=True)
     return text if len(text) <= KEY_LENGTH else sha256(text.encode()).hexdigest()
 
@@ -241,14 +272,17 @@ class _Slots:
         self._starts[rate_key] += 1
 
     def open(self, waiting: JobQuerySet) -> JobQuerySet:
-        """Without those whose key has no slot, as far as one query can say that."""
+        """Without those whose key has no slot, where these are many: one query for all, which still reads each of their
+        rows. Few are passed by `_pages`, which reads the first of each.
+        """
         for limit, used, column in (
             (self.concurrency, self._used, "concurrency_key"),
             (self.rate, self._starts, "rate_key"),
         ):
             if limit is not None:
                 full = [key for key, count in used.items() if count >= limit.limit]
-                waiting = waiting.exclude(**{f"{column}__in": full[:MOST_FULL]})
+                if len(full) > FEW_FULL:
+                    waiting = waiting.exclude(**{f"{column}__in": full[:MOST_FULL]})
         return waiting
 
 
@@ -259,17 +293,23 @@ def _candidates(row: LimitRow, waiting: JobQuerySet, slots: _Slots, room: int) -
     stopped: list[Key] = []
     for state in CLAIMABLE:  # which the index has apart
         seen: Counter[Key] = Counter()
+        full: set[Key] = set()
         last = begin
         for job in _by_key(waiting.filter(state=state), begin, max(PAGE, room)):
             key = _key(job)
-            if key not in seen and len(seen) == MOST_KEYS:
+            free = slots.free(*key)
+            if free <= 0 and (key in full or len(full) < FEW_FULL):
+                full.add(key)
+            elif key not in seen and len(seen) == MOST_KEYS:
                 stopped.append(last)
                 break
-            seen[key] += 1
-            if seen[key] <= slots.free(*key):
-                found.append(job)
+            else:
+                seen[key] += 1
+                if seen[key] <= free:
+                    found.append(job)
             last = key
-    position = stopped[0] if stopped else ("", "")
+    # The nearest: what lies between it and the others' would be passed each time.
+    position = min(stopped, key=lambda key: (key <= begin, key), default=("", ""))
     if position != begin:
         row.concurrency_key, row.rate_key = position
         row.save(update_fields=["concurrency_key", "rate_key"])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError, models, router
-from django.db.models import Case, Count, Q, Value, When
+from django.db.models import Case, Count, F, Q, Value, When
 from django.db.models.base import ModelState
 from django.db.models.signals import post_init, pre_init
 from django.utils import timezone
@@ -64,8 +64,11 @@ __all__ = [
     "QueuePlace",
     "Start",
     "Worker",
+    "as_stored",
     "as_text",
     "as_time",
+    "check_workspace",
+    "is_due",
     "may_be_due",
     "turn",
     "unique_key",
@@ -153,11 +156,34 @@ class JobExists(Exception):
         self.job = job
 
 
+def check_workspace(pipeline: Pipeline, workspace: Any) -> None:
+    """Look whether a pipeline can do with this workspace.
+
+    Raises:
+        InvalidWorkspace: it is no dict, and has to be one; or it does not follow the pipeline's schema.
+    """
+    if not isinstance(workspace, dict) and (what := pipeline.keyed()) is not None:
+        raise workspaces.InvalidWorkspace(
+            f"workspace is {workspace!r:.80}. Expected: a dict, which {what} of {pipeline.name!r} needs."
+        )
+    if pipeline.workspace_schema is not None:
+        from . import schemas
+
+        schemas.validate(pipeline.workspace_schema, workspace)
+
+
+def as_stored(job: "Job") -> Any:
+    """The workspace as the database has it: its keys are texts, its tuples lists."""
+    if job.stored_workspace is None:
+        return job.workspace
+    return workspaces.load(job.stored_workspace)
+
+
 def unique_key(pipeline: Pipeline, job: "Job") -> str | None:
     """What no two unfinished jobs may share: a digest of the name and the values that the pipeline calls unique."""
     if not pipeline.unique:
         return None
-    values = job.workspace
+    values = as_stored(job)
     if isinstance(pipeline.unique, tuple):
         given = values if isinstance(values, dict) else {}
         values = [given.get(key) for key in pipeline.unique]
@@ -179,9 +205,13 @@ def urgency_of(deadline: Any) -> int:
 
 class JobQuerySet(models.QuerySet["Job"]):
     def update(self, **kwargs: Any) -> int:
-        """As in Django; a new ``run_after`` carries its hint ``due`` along, a new ``deadline`` its order."""
+        """As in Django; a new ``run_after`` carries its hint ``due`` along, a new ``deadline`` its order. What is set
+        to NEW or READY under a limit waits for it.
+        """
         if "run_after" in kwargs and "due" not in kwargs:
             kwargs["due"] = may_be_due(is_due(kwargs["run_after"]))
+        if kwargs.get("state") in CLAIMABLE and "due" not in kwargs:
+            kwargs["due"] = Case(When(limited=True, then=Value(False)), default=F("due"))
         if "deadline" in kwargs and "urgency" not in kwargs:
             kwargs["urgency"] = urgency_of(as_time(kwargs["deadline"], "deadline"))
         return super().update(**kwargs)
@@ -517,8 +547,9 @@ class Job(models.Model):
             self.stored_workspace = None  # unknown: this save may yet be rolled back
             fields = kwargs.get("update_fields")
             if self.claimed_from is not None:
-                fields = fields or OWN_FIELDS
-                kwargs["update_fields"] = [name for name in fields if name in OWN_FIELDS]
+                # Under a limit, only the engine lets it in: it may be somebody else's by now.
+                own = [name for name in OWN_FIELDS if name != "due" or not self.limited]
+                kwargs["update_fields"] = [name for name in fields or own if name in own]
             elif "deadline" in (self.__dict__ if fields is None else fields):
                 self._hasten()
                 if fields is not None:
@@ -577,14 +608,7 @@ class Job(models.Model):
         self.run_after = as_time(self.run_after)
         self.due = is_due(self.run_after)
         self.stored_workspace = workspaces.dump(self.workspace)
-        if not isinstance(self.workspace, dict) and (what := pipeline.keyed()) is not None:
-            raise workspaces.InvalidWorkspace(
-                f"workspace is {self.workspace!r:.80}. Expected: a dict, which {what} of {self.name!r} needs."
-            )
-        if pipeline.workspace_schema is not None:
-            from . import schemas
-
-            schemas.validate(pipeline.workspace_schema, self.workspace)
+        check_workspace(pipeline, self.workspace)
         self.unique_key = unique_key(pipeline, self)
         if self.unique_key and pipeline.unique_conflict == "replace" and self.needs.jobs:
             raise ValueError(

@@ -43,7 +43,7 @@ class Worker(models.Model):
 class Queue(models.Model):
     """What is known of a queue beyond its name; most queues have no row."""
 
-    name = models.CharField(_("name"), max_length=QUEUE_LENGTH, primary_key=True)
+    name = ExactField(_("name"), max_length=QUEUE_LENGTH, primary_key=True)
     paused = models.DateTimeField(_("paused"), null=True)
 
     class Meta:
@@ -51,7 +51,7 @@ class Queue(models.Model):
         verbose_name_plural = _("queues")
 
     def __str__(self) -> str:
-        return self.name
+        return str(self.name)
 
 
 class Attempt(models.Model):
@@ -169,7 +169,7 @@ class Limit(models.Model):
     at, if there were more than one admission looks at.
     """
 
-    name = models.CharField(_("name"), max_length=NAME_LENGTH, primary_key=True)
+    name = ExactField(_("name"), max_length=NAME_LENGTH, primary_key=True)
     concurrency_key = ExactField(_("concurrency key"), max_length=200, default="")
     rate_key = ExactField(_("rate key"), max_length=200, default="")
 
@@ -178,7 +178,7 @@ class Limit(models.Model):
         verbose_name_plural = _("limits")
 
     def __str__(self) -> str:
-        return self.name
+        return str(self.name)
 
 
 class Start(models.Model):
@@ -187,7 +187,7 @@ class Start(models.Model):
     ``at`` is the database's time after the claim, NULL for a job that was ``admitted`` and not claimed yet.
     """
 
-    name = models.CharField(_("name"), max_length=NAME_LENGTH)
+    name = ExactField(_("name"), max_length=NAME_LENGTH)
     key = ExactField(_("key"), max_length=200)
     admitted = models.DateTimeField(_("admitted"))
     at = models.DateTimeField(_("at"), null=True)

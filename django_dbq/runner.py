@@ -233,8 +233,9 @@ def take(run: Run, result: Any) -> None:
     elif run.step.collected:
         # In the list of a map's results, in the workspace.
         run.result = workspaces.dump(result, "the result", inside=2)
-    for name in PLACE:
-        _check_place(run.job, name)
+    if run.job.place != run.job.claimed_at:
+        for name in PLACE:
+            _check_place(run.job, name)
     run.workspace = workspaces.dump(run.job.workspace)
 
 
@@ -253,6 +254,16 @@ def _check_place(job: Job, name: str) -> None:
         raise TypeError(f"{name} is {value!r}. Expected of a task: a datetime, or None.")
     else:
         setattr(job, name, as_time(value, name))
+
+
+def _mend_place(job: Job, name: str) -> None:
+    """Put one of `PLACE` back to what it was, if it is what no claim could go by."""
+    try:
+        _check_place(job, name)
+    except Exception:
+        logger.exception("%s not saved: job=%s name=%s", name, job.pk, job.name)
+        if job.claimed_at is not None:
+            setattr(job, name, getattr(job.claimed_at, name))
 
 
 def give_up(run: Run, error: BaseException) -> None:
@@ -418,13 +429,9 @@ def _moved_to(run: Run, decision: Decision) -> QueuePlace | None:
     before.
     """
     job = run.job
-    for name in PLACE:
-        try:
-            _check_place(job, name)
-        except Exception:
-            logger.exception("%s not saved: job=%s name=%s", name, job.pk, job.name)
-            if job.claimed_at is not None:
-                setattr(job, name, getattr(job.claimed_at, name))
+    if job.place != job.claimed_at:
+        for name in PLACE:
+            _mend_place(job, name)
     if decision.event is Event.WAITS and type(run.step) is not Step:
         job.run_after = run.visit.until if run.visit else None
     if run.pipeline.has_queues and decision.event is Event.STEP_DONE and decision.next_step:
@@ -433,6 +440,7 @@ def _moved_to(run: Run, decision: Decision) -> QueuePlace | None:
         job.enter(decision.next_step)
     if decision.run_after is not None:
         job.run_after = decision.run_after
+        _mend_place(job, "run_after")
     return None if job.place == job.claimed_at else job.place
 
 

@@ -7,6 +7,8 @@ from functools import partial
 from uuid import UUID
 
 from django.db import Error, IntegrityError, connections, transaction
+from django.db.models import BigIntegerField, Case, Value, When
+from django.db.models.functions import Greatest
 
 from .. import conf, dependencies, signals, wakeups
 from ..models import Job, JobExists
@@ -48,12 +50,16 @@ def _insert(jobs: Sequence[Job], using: str, batch_size: int | None) -> None:
 
 
 def _insert_unique(jobs: list[Job], using: str, batch_size: int | None) -> list[Job]:
-    """The same with keys that others may have; a key that comes twice among ``jobs`` is the first one's."""
+    """The same with keys that others may have; a key that comes twice among ``jobs`` is the first one's, or the last
+    one's where that replaces it.
+    """
     storage = storage_for(using)
     firsts: dict[str, Job] = {}
     for job in jobs:
-        if job.unique_key is not None and firsts.setdefault(job.unique_key, job) is not job:
-            _refuse(job, firsts[job.unique_key].pk)
+        if job.unique_key is None or (first := firsts.setdefault(job.unique_key, job)) is job:
+            continue
+        if _refuse(job, first.pk) == "replace":
+            firsts[job.unique_key] = job
     wanted = [(job, job.needs) for job in jobs if job.needs.jobs]
     for left in reversed(range(TRIES)):
         with storage.write():
@@ -125,10 +131,14 @@ def _existing(job: Job, other: Job, using: str) -> Job:
                 *("limited", "concurrency_key", "rate_key"),
             )
         }
+        # Somebody who waits for it may have made it more urgent.
+        urgency = Case(
+            When(watched=False, parent=None, then=Value(job.urgency)),
+            default=Greatest("urgency", Value(job.urgency)),
+            output_field=BigIntegerField(),
+        )
         fresh = storage.jobs.filter(pk=other.pk, state=State.NEW, attempt=0)
-        if fresh.update(
-            **brought, deadline=job.deadline, urgency=job.urgency, modified=job.modified
-        ):
+        if fresh.update(**brought, deadline=job.deadline, urgency=urgency, modified=job.modified):
             wake({job.queue_name}, using)
             other.refresh_from_db(using=using)
     return other

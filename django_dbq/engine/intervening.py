@@ -8,8 +8,17 @@ from uuid import UUID
 from django.db import IntegrityError
 from django.db.models import F, QuerySet
 
-from .. import conf, dependencies, limits, members, schemas, signals, workspaces
-from ..models import Dependency, DependencyState, Job, JobEvent, JobExists, unique_key, urgency_of
+from .. import conf, dependencies, limits, members, signals, workspaces
+from ..models import (
+    Dependency,
+    DependencyState,
+    Job,
+    JobEvent,
+    JobExists,
+    check_workspace,
+    unique_key,
+    urgency_of,
+)
 from ..options import NAME
 from ..pipelines import SLEEP, WAIT_FOR, Step
 from ..states import FINISHED, UNFINISHED, Event, State, sources
@@ -23,7 +32,8 @@ T = TypeVar("T")
 def retry(
     key: UUID, now: datetime.datetime, using: str, from_step: str | int | None = None
 ) -> State | None:
-    """Run a FAILED, CANCELLED or BLOCKED job again; returns its state then, or None if it is none of these (any more).
+    """Run a FAILED, CANCELLED or BLOCKED job again; returns its state then, or None if it is none of these (any more),
+    or a member that nobody will join any more.
 
     At a group or map, those of its members are run again that have not completed. Jobs that are BLOCKED by this one
     wait for it again.
@@ -43,7 +53,7 @@ def retry(
     def again() -> set[str] | None:
         members.lock_parents([key], using)
         job = storage.jobs.select_for_update().filter(pk=key).first()
-        if job is None or job.state not in sources(Event.RETRIED):
+        if job is None or job.state not in sources(Event.RETRIED) or _is_superseded(job, storage):
             return None
         return _retry(storage, job, now, from_step)
 
@@ -89,6 +99,7 @@ def _retry(
     edges = Dependency.objects.using(using).filter(job=job.pk)
     edges.exclude(state=DependencyState.DONE).update(state=DependencyState.LEFT)
     values = {"state": State.READY, "waiting_for": 0, **values}
+    job.run_after = None
     limits.apply(conf.catalogue().named(job.name), job)
     storage.jobs.filter(pk=job.pk).update(
         **values,
@@ -110,6 +121,17 @@ def _retry(
                 waiting_for=F("waiting_for") + 1
             )
     return queues
+
+
+def _is_superseded(job: Job, storage: Storage) -> bool:
+    """Whether it is a member that nobody will join any more: its parent has done without it, or has begun anew."""
+    if job.parent_id is None:
+        return False
+    found = storage.jobs.filter(pk=job.parent_id).values_list("state", "round").first()
+    if found is None or found[0] in (State.COMPLETE, State.CANCELLED):
+        return True
+    state, number = found
+    return number != job.parent_round and (number is not None or state == State.FAILED)
 
 
 def _retry_alike(storage: Storage, members: "QuerySet[Job]", now: datetime.datetime) -> set[str]:
@@ -144,7 +166,7 @@ def fork(
     Raises:
         LookupError: the settings do not know the job, or it has no such step.
         JobExists: it is unique, and another with its values has not ended.
-        InvalidWorkspace: the workspace given is not JSON, or does not follow its schema.
+        InvalidWorkspace: the workspace given is not JSON, not as its schema says, or no dict where one is needed.
     """
     if job.parent_id is not None:
         raise LookupError("A member of a group or map cannot be forked: fork its parent.")
@@ -171,8 +193,8 @@ def fork(
         urgency=urgency_of(job.deadline),
         forked_from_id=job.pk,
     )
-    if workspace is not None and pipeline.workspace_schema is not None:
-        schemas.validate(pipeline.workspace_schema, forked.workspace)
+    if workspace is not None:
+        check_workspace(pipeline, forked.workspace)
     forked.enter(step)
     forked.stored_workspace = text
     if job.unique_key is not None:

@@ -199,7 +199,8 @@ def _lose(
             _record(storage, job, worker.label, decision.outcome, job.modified, now, report)
         values: dict[str, Any] = {"due": may_be_due(True)}
         if decision.run_after is not None:
-            values = {"run_after": decision.run_after}  # which sets `due` as well
+            # Which sets `due` as well. Until then it is under no limit.
+            values = {"run_after": decision.run_after, "limited": False}
         storage.jobs.filter(pk=job.pk).update(
             state=State.PAUSED if job.pausing else decision.state,
             pausing=False,

@@ -1,5 +1,6 @@
 """Workers, and the jobs that they hold: claim, outcome, hand-back, and what is saved in the middle of a task."""
 
+import contextlib
 import datetime
 import logging
 import math
@@ -58,26 +59,16 @@ def claim(
     Only jobs whose name and step the settings know are taken; others stay as they are (`stranded` tells of them).
     A suspect, a job that was lost with a worker, comes alone, so that it can take no other with it.
     Committed when this returns: from here on only this worker, with this attempt number, may write the outcome.
-    What was created, or held, when the settings had no limit for it yet goes back, and waits for its turn.
+    Of these, whoever runs them leaves out what `park` hands back.
 
     Args:
         pass_began: leave jobs that were created, or of which a step was run, after this time.
         position: where the worker's claims have got to; without heads, the claim starts with the very first job.
         suspects: what to do with them; only a worker that holds nothing else may take one.
     """
-    known, limited = conf.configuration().known_steps, conf.configuration().limited
+    known = conf.configuration().known_steps
     storage = storage_for(using)
-    while True:
-        jobs = storage.claim(worker.pk, queues, limit, now, known, pass_began, position, suspects)
-        late = [job for job in jobs if job.name in limited and not job.limited]
-        if late:
-            with storage.write():
-                storage.hand_back(worker.pk, late, now)
-                limits.park(late, storage.unheld)
-            jobs = [job for job in jobs if job not in late]
-        if jobs or not late:
-            break
-        admit(queues, limit, now, using)
+    jobs = storage.claim(worker.pk, queues, limit, now, known, pass_began, position, suspects)
     try:
         limits.note_starts(jobs, using, storage.clock)
     except DatabaseError:
@@ -86,8 +77,33 @@ def claim(
     return jobs
 
 
-def admit(queues: Queues, room: int, now: datetime.datetime, using: str) -> limits.Admission:
-    """Let jobs that are under a limit into the claim, as far as their limits allow and up to ``room`` of each name."""
+def park(worker: Worker, jobs: Sequence[Job], now: datetime.datetime, using: str) -> list[Job]:
+    """Hand back those of these claimed jobs that the settings have a limit for, and that are under none: they were
+    created, or held, when the limit was not declared yet, and wait for it from now on. Returns the others.
+    """
+    limited = conf.configuration().limited
+    late = {job.pk: job for job in jobs if job.name in limited and not job.limited}
+    if late:
+        storage = storage_for(using)
+        with storage.write():
+            storage.hand_back(worker.pk, list(late.values()), now)
+            limits.park(late.values(), storage.unheld)
+    return [job for job in jobs if job.pk not in late]
+
+
+def admit(
+    queues: Queues,
+    room: int,
+    now: datetime.datetime,
+    using: str,
+    pass_began: datetime.datetime | None = None,
+    suspects: Suspects = Suspects.ALONE,
+) -> limits.Admission:
+    """Let jobs that are under a limit into the claim, as far as their limits allow and up to ``room`` of each name.
+
+    Args:
+        pass_began, suspects: of the claim that follows: what it leaves takes no slot.
+    """
     if not conf.configuration().limited:
         return limits.Admission()
     storage = storage_for(using)
@@ -95,14 +111,22 @@ def admit(queues: Queues, room: int, now: datetime.datetime, using: str) -> limi
     served = storage.serving(queues)
     if paused := list(storage.paused.values_list("name", flat=True)):
         served &= ~Q(queue_name__in=paused)
-    # What no worker can run takes no slot.
-    able = served & Q(stands_at__in=conf.configuration().known_steps)
+    able = served
+    if pass_began is not None:
+        able &= storage.not_run_since(pass_began)
+    if suspects is Suspects.PASSED:
+        able &= Q(lost=0)
     limited = storage.limited.alias(stands_at=storage.stands_at)
     for pipeline in conf.configuration().limited.values():
         if not limits.parked(pipeline.name, storage.limited.filter(served), now).exists():
             continue
+        # What no worker can run takes no slot either.
+        known = [
+            at for at in conf.configuration().known_steps if at.startswith(f"{pipeline.name} ")
+        ]
+        fit = able & Q(stands_at__in=known)
         with storage.write(), storage.looking_up():
-            admission = limits.admit(pipeline, limited, able, room, now, storage.clock)
+            admission = limits.admit(pipeline, limited, fit, room, now, storage.clock)
         count += admission.count
         full |= admission.full
         wait = min(wait, math.inf if admission.wait is None else admission.wait)
@@ -315,13 +339,23 @@ def _refuse(execution: Execution, error: Exception) -> None:
     execution.job.progress_told = False
 
 
-def hand_back(worker: Worker, jobs: Sequence[Job], now: datetime.datetime, using: str) -> int:
+def hand_back(
+    worker: Worker, jobs: Sequence[Job], now: datetime.datetime, using: str, started: bool = False
+) -> int:
     """Return claimed jobs that were not run to their end to their queue, with their attempt; returns how many still
     could be.
+
+    Args:
+        started: their tasks were begun, and count under a rate limit.
     """
     if not jobs:
         return 0
-    count = storage_for(using).hand_back(worker.pk, jobs, now)
+    storage = storage_for(using)
+    limited = [job.pk for job in jobs if job.limited and not started]
+    with storage.write() if limited else contextlib.nullcontext():
+        if limited:
+            limits.forget_starts(storage.jobs.filter(pk__in=limited, worker=worker.pk))
+        count = storage.hand_back(worker.pk, jobs, now)
     wake({job.queue_name for job in jobs}, using)
     return count
 

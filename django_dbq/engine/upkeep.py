@@ -2,20 +2,27 @@
 
 import datetime
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
-from uuid import UUID
 
 from django.db.models import Case, Count, Exists, OuterRef, Q, QuerySet, Value, When
 
 from .. import conf, limits, members
 from ..dependencies import chunks, free
-from ..models import Attempt, Dependency, Job, JobEvent, JobQuerySet, Queue
+from ..models import ORDER, Attempt, Dependency, Job, JobEvent, JobQuerySet, Queue
 from ..states import CLAIMABLE, DELETABLE, State
 from ..storage import Queues, Storage, storage_for
 from ..storage.base import PEEK
 from .creation import wake
 
 logger = logging.getLogger("django_dbq")
+
+PARKED = (
+    "state",
+    "due",
+    "concurrency_key",
+    "rate_key",
+)  # how the index of limits has the jobs of a name
 
 
 def stage_due(now: datetime.datetime, using: str) -> int:
@@ -38,44 +45,39 @@ def next_due(queues: Queues, now: datetime.datetime, using: str) -> datetime.dat
 
 def mend(now: datetime.datetime, using: str) -> int:
     """Put right what nobody tells of: jobs that wait for rows which somebody has deleted by hand, or for limits that
-    were gone when they came to wait; returns how many.
+    the settings do not have any more; returns how many.
     """
     storage = storage_for(using)
     with storage.looking_up():
         keys = members.loose(using)
+        named = set(limits.names(storage.limited))
     if keys:
         with storage.write():
             wake(members.tighten(keys, now, using), using)
         logger.warning("Jobs waited for what is gone: %s", ", ".join(map(str, keys)))
-    count = len(keys)
+    # Not what the settings do not know at all: those that do may well have a limit for it.
+    gone = named.intersection(conf.catalogue()).difference(conf.configuration().limited)
     waiting = storage.limited.filter(state__in=CLAIMABLE)
-    with storage.looking_up():
-        named = list(limits.names(storage.limited))
-    for name in set(named).difference(conf.configuration().limited):
-        count += _let_go(storage, waiting.filter(name=name), now)
-    return count
-
-
-def stranded(queues: Queues, now: datetime.datetime, using: str) -> dict[tuple[str, str], int]:
-    """How many due jobs wait at a (name, step path) that the settings do not know; no worker claims them."""
-    known = set(conf.configuration().known_steps)
-    storage = storage_for(using)
-    waiting = storage.waiting(due=True).filter(storage.serving(queues)).claimable(now).order_by()
-    counts = waiting.values_list("name", "next_task").annotate(Count("pk"))
-    return {(name, path): n for name, path, n in counts if f"{name} {path}" not in known}
+    return len(keys) + sum(_let_go(storage, waiting.filter(name=name), now) for name in gone)
 
 
 def follow_limits(now: datetime.datetime, using: str) -> int:
-    """Put jobs that wait under the limits which the settings name now, and out of those they do not name any more;
-    returns how many jobs that concerned. What is held meanwhile is left to the next `claim` or `mend`.
+    """Put jobs that wait for a worker under the limits that the settings have now; returns how many that concerned.
+
+    What is held meanwhile is left to `park`, limits that are gone to `mend`.
     """
     storage = storage_for(using)
-    limited = list(conf.configuration().limited)
-    gone = storage.unheld.filter(limited=True).exclude(name__in=limited)
-    count = _let_go(storage, gone, now)
-    if limited:
-        late = storage.unheld.filter(limited=False, name__in=limited)
-        count += _by_page(storage, late, lambda jobs: limits.park(jobs, storage.jobs))
+    count = 0
+    if limited := conf.configuration().limited:
+        # As the claim would, job by job, when it meets them.
+        late = storage.waiting(due=True).filter(limited=False, name__in=list(limited))
+        in_turn = late.order_by("queue_name", *ORDER)
+        count += _by_page(storage, in_turn, lambda jobs: limits.park(jobs, storage.jobs))
+    for pipeline in limited.values():
+        waiting = storage.limited.filter(name=pipeline.name, state__in=CLAIMABLE)
+        # And what was let in and is not claimed: older settings may have let in more.
+        other = waiting.filter(Q(due=True) | limits.has_other_keys(pipeline)).order_by(*PARKED)
+        count += _by_page(storage, other, lambda jobs: limits.park(jobs, storage.jobs))
     return count
 
 
@@ -85,20 +87,42 @@ def _let_go(storage: Storage, jobs: JobQuerySet, now: datetime.datetime) -> int:
     free = {"limited": False, "concurrency_key": "", "rate_key": "", "due": due}
     return _by_page(
         storage,
-        jobs,
+        jobs.order_by(*PARKED),
         lambda found: storage.jobs.filter(pk__in=[job.pk for job in found]).update(**free),
     )
 
 
 def _by_page(storage: Storage, jobs: JobQuerySet, change: Callable[[Iterable[Job]], int]) -> int:
-    """Change jobs, a limited number in one transaction; those that somebody else has locked are passed."""
-    count, last = 0, UUID(int=0)
-    jobs = jobs.order_by("pk")
-    while keys := list(jobs.filter(pk__gt=last).values_list("pk", flat=True)[:PEEK]):
-        last = keys[-1]
+    """Change jobs, a limited number in one transaction, until there are none left that nobody else has locked.
+
+    Args:
+        jobs: which this change makes others; in the order of their index, or a planner might rather read all there are.
+    """
+    count = 0
+    while keys := list(jobs.values_list("pk", flat=True)[:PEEK]):
         with storage.write():
-            count += change(storage.unlocked(jobs.filter(pk__in=keys)).only("name", "workspace"))
+            found = storage.unlocked(jobs.filter(pk__in=keys).order_by("pk"))
+            changed = change(found.only("name", "workspace", "run_after"))
+        if not changed:
+            break
+        count += changed
     return count
+
+
+def stranded(queues: Queues, now: datetime.datetime, using: str) -> dict[tuple[str, str], int]:
+    """How many due jobs wait at a (name, step path) that the settings do not know; no worker claims them."""
+    known = set(conf.configuration().known_steps)
+    storage = storage_for(using)
+    limited = storage.limited.filter(state__in=CLAIMABLE, due=False)
+    unknown = set(limits.names(storage.limited)).difference(conf.catalogue())
+    parts = [storage.waiting(due=True), *(limited.filter(name=name) for name in unknown)]
+    found: Counter[tuple[str, str]] = Counter()
+    for part in parts:
+        rows = part.filter(storage.serving(queues)).claimable(now).order_by()
+        for name, path, count in rows.values_list("name", "next_task").annotate(Count("pk")):
+            if f"{name} {path}" not in known:
+                found[name, path] += count
+    return found
 
 
 def delete_old(created_before: datetime.datetime, using: str) -> int:

@@ -15,7 +15,7 @@ class Migration(migrations.Migration):
             fields=[
                 (
                     "name",
-                    models.CharField(
+                    ExactField(
                         max_length=63, primary_key=True, serialize=False, verbose_name="name"
                     ),
                 ),
@@ -60,7 +60,7 @@ class Migration(migrations.Migration):
             fields=[
                 (
                     "name",
-                    models.CharField(
+                    ExactField(
                         max_length=200, primary_key=True, serialize=False, verbose_name="name"
                     ),
                 ),
@@ -81,7 +81,7 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("name", models.CharField(max_length=200, verbose_name="name")),
+                ("name", ExactField(max_length=200, verbose_name="name")),
                 ("key", ExactField(max_length=200, verbose_name="key")),
                 ("admitted", models.DateTimeField(verbose_name="admitted")),
                 ("at", models.DateTimeField(null=True, verbose_name="at")),

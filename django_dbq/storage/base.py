@@ -14,9 +14,9 @@ from django.db import DataError, IntegrityError, connections, transaction
 from django.db.models import Case, Exists, Expression, F, Min, OuterRef, Q, QuerySet, Value, When
 from django.db.models.functions import Concat, Now
 
-from .. import workspaces
+from .. import conf, limits, workspaces
 from ..members import Opening
-from ..models import Attempt, Job, JobQuerySet, Queue, QueuePlace, Worker, may_be_due
+from ..models import Attempt, Job, JobQuerySet, Queue, QueuePlace, Worker, is_due, may_be_due
 from ..outcomes import AttemptOutcome, Decision
 from ..pipelines import Step
 from ..states import CLAIMABLE, FINISHED, HELD, UNFINISHED, Event, State, sources, target
@@ -305,10 +305,12 @@ class Storage:
             .alias(stands_at=self.stands_at)
             .filter(stands_at__in=known_steps)
         )
-        if pass_began is not None:
-            run = self.attempts.filter(job=OuterRef("pk"), finished__gt=pass_began)
-            queryset = queryset.filter(~Exists(run), created__lte=pass_began)
-        return queryset
+        return queryset if pass_began is None else queryset.filter(self.not_run_since(pass_began))
+
+    def not_run_since(self, pass_began: datetime.datetime) -> Q:
+        """Which jobs were there at that time, and have had no step run since."""
+        run = self.attempts.filter(job=OuterRef("pk"), finished__gt=pass_began)
+        return Q(~Exists(run), created__lte=pass_began)
 
     def _pick(self, queues: Queues, limit: int, claimable: JobQuerySet) -> list[Job]:
         """Lock the first ``limit`` of the claimable jobs; called within `write`."""
@@ -369,6 +371,7 @@ class Storage:
                     values.update(moved_to._asdict())
                 if any(e.job.limited for e in group):
                     values["due"] = False  # until it is let in again
+                    values["limited"] = moved_to is None or is_due(moved_to.run_after)
                 if group[0].workspace is not None:
                     values["workspace"] = workspaces.load(group[0].workspace)
                 if group[0].result is not None:
@@ -482,17 +485,24 @@ class Storage:
     # -- housekeeping --
 
     def stage_due(self, now: datetime.datetime) -> int:
-        """Mark future jobs whose time has come as due; returns how many, at most `PEEK` in one call."""
+        """Mark future jobs whose time has come as due, and park those that are under a limit from now on; returns how
+        many, at most `PEEK` in one call.
+        """
         # One range of the index each; together, as an OR, they would be a scan of all future jobs.
         for reached in (Q(run_after__lte=now), Q(run_after__isnull=True)):
             future = self.waiting(due=False).filter(reached)
             if not future.exists():  # the usual case: one lookup, no transaction
                 continue
             with self.write():
-                ids = list(
-                    self.unlocked(future.order_by("run_after")).values_list("pk", flat=True)[:PEEK]
-                )
-                return self.jobs.filter(pk__in=ids).update(due=True)
+                rows = self.unlocked(future.order_by("run_after")).values_list("pk", "name")
+                names = dict(rows[:PEEK])
+                limited = [
+                    key for key, name in names.items() if name in conf.configuration().limited
+                ]
+                late = self.jobs.filter(pk__in=limited).only("name", "workspace", "run_after")
+                count = limits.park(late, self.jobs) if limited else 0
+                ready = names.keys() - set(limited)
+                return count + self.jobs.filter(pk__in=ready).update(due=True)
         return 0
 
     def next_due(self, queues: Queues, now: datetime.datetime) -> datetime.datetime | None:

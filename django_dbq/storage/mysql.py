@@ -1,8 +1,8 @@
 """MySQL (from 8.0.11) and MariaDB (from 10.6): row locks, but no partial indexes and no UPDATE … RETURNING."""
 
 import datetime
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 from uuid import UUID
 
 from django.db import DatabaseError, DataError
@@ -14,6 +14,7 @@ from ..states import CLAIMABLE
 from .base import Execution, Queues, Storage
 
 TRIES = 3
+UNIQUE = f"{Job._meta.db_table}.dbq_job_unique"  # which `PartialUnique` has made
 LARGE = 250_000  # characters or bytes: a value, or the statement around it, that may matter for the size of a packet
 # The driver calls these operational: packet or value too large, no such character, not JSON, JSON too deep.
 REFUSALS = {1153, 1366, 1406, 3140, 3141, 3143, 3157}
@@ -39,6 +40,13 @@ class Exactly(Func):
 class MySQLStorage(Storage):
     clock = UtcNow()
     stands_at = Exactly(Concat(F("name"), Value(" "), F("next_task")))
+
+    def unfinished(self, unique_keys: Iterable[str]) -> JobQuerySet:
+        # By the column that the index is of: it has the key only as long as the job has not ended.
+        keys = list(unique_keys)
+        marks = ", ".join(["%s"] * len(keys)) or "NULL"
+        found = self.jobs.extra(where=[f"{UNIQUE} IN ({marks})"], params=keys)
+        return cast(JobQuerySet, found.order_by())
 
     def is_transient(self, error: Exception) -> bool:
         return (

@@ -112,6 +112,7 @@ won AS (
     queue_name = COALESCE(o.queue_name, job.queue_name), priority = COALESCE(o.priority, job.priority),
     run_after = CASE WHEN o.moved THEN o.run_after ELSE job.run_after END,
     due = CASE WHEN o.moved THEN o.run_after IS NULL OR o.run_after <= %s ELSE job.due END AND NOT job.limited,
+    limited = job.limited AND NOT COALESCE(o.moved AND o.run_after > %s, false),
     failures = COALESCE(o.failures, 0), lost = COALESCE(o.lost, 0), progress = COALESCE(o.progress, job.progress),
     progress_message = COALESCE(o.progress_message, job.progress_message),
     home_queue = COALESCE(o.home_queue, job.home_queue), round = o.round,
@@ -291,7 +292,9 @@ class PostgreSQLStorage(Storage):
             for e in executions
         ]
         with self._batch(len(rows)) as cursor:
-            cursor.execute(FINISH, [worker.pk, watched, json.dumps(rows), now, now, worker.label])
+            cursor.execute(
+                FINISH, [worker.pk, watched, json.dumps(rows), now, now, now, worker.label]
+            )
             return {key for (key,) in cursor.fetchall()}
 
     @contextlib.contextmanager

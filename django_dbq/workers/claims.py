@@ -21,6 +21,12 @@ BATCH_GROWTH = 4  # at most so many times the batch before, so that one quick jo
 CLAIM_SECONDS = (0.01, 0.00003)
 HEAD_SHARE = 20
 ADMIT_PAUSE = 0.05  # seconds after an admission that had no slot for anybody, unless this worker itself frees one
+SLOW_LOOK = (
+    0.05  # seconds that a look which has found nobody may take, before the next ones are put off
+)
+# Seconds without an admission after one whose jobs others were more urgent than: time for a worker that would run them
+# to let them in itself, once they are taken back from here.
+OVERTAKEN = 2.0
 SUSPECT_TURN = 10.0  # seconds that a busy worker makes room for a suspect; see `Claims._suspects`
 
 
@@ -57,7 +63,10 @@ class Claims:
         self.batch = 1
         self.expects_coroutines = False
         self.full = False  # jobs wait under a limit that has no slot
-        self._admit_due = 0.0
+        self._follows_limits = False
+        self._admit_due = 0.0  # the next admission; a slot that this worker frees puts it forward
+        self._look_due = 0.0  # the same, and nothing does
+        self._overtaken_until = 0.0
         self._rate_over: float | None = None  # when a rate lets in the next job
         self._position, self._head_due = Position(), 0.0
         self._holds_suspect = False  # and so nothing else
@@ -94,16 +103,22 @@ class Claims:
         """Claim from the head of the backlog or, where the way there has become long, from the last claim's
         position.
         """
-        self._admit(now, limit)
+        if not self._follows_limits:
+            steadily(partial(engine.follow_limits, now, self.using), self.using)
+            self._follows_limits = True
+        suspects = self._suspects()
+        admitted = self._admit(now, limit, suspects)
         begun = time.monotonic()
         if begun >= self._head_due:
             self._position.forget()
         from_head = not self._position.heads
-        claim = partial(engine.claim, row, self.queues, limit, now, self.using, self.pass_began)
-        suspects = self._suspects()
-        jobs = steadily(lambda: claim(self._position, suspects), self.using)
+        jobs = self._take(row, now, limit, suspects)
         ended = time.monotonic()
         took = ended - begun
+        if len(jobs) < limit:
+            self._overtaken_until = 0.0
+        elif admitted and not any(job.limited for job in jobs):
+            self._overtaken_until = ended + OVERTAKEN
         if from_head:
             self._head_due = ended + HEAD_SHARE * took
         slow = took > CLAIM_SECONDS[0] + CLAIM_SECONDS[1] * len(jobs)
@@ -116,6 +131,26 @@ class Claims:
         self._holds_suspect = any(job.lost for job in jobs)
         return jobs
 
+    def _take(
+        self, row: WorkerRow, now: datetime.datetime, limit: int, suspects: Suspects
+    ) -> list[Job]:
+        """Claim, and park what is to wait for a limit instead.
+
+        Each on its own: what was claimed must not be forgotten because the next statement has to be tried again.
+        """
+        most = limit
+        while True:
+            claim = partial(engine.claim, row, self.queues, most, now, self.using, self.pass_began)
+            claimed = steadily(partial(claim, self._position, suspects), self.using)
+            jobs = steadily(partial(engine.park, row, claimed, now, self.using), self.using)
+            if jobs or not claimed:
+                break
+            self._admit(now, limit, suspects)
+            most = min(2 * most, BATCH_MOST)  # many may be before the first that can be run
+        if surplus := jobs[limit:]:
+            steadily(partial(engine.hand_back, row, surplus, now, self.using), self.using)
+        return jobs[:limit]
+
     @property
     def limits_wait(self) -> float | None:
         """Seconds until jobs that are under a limit should be looked at again, if somebody waits for one."""
@@ -127,17 +162,27 @@ class Claims:
         """A job under a limit has ended or goes on: the next admission finds its slot."""
         self._admit_due = 0.0
 
-    def _admit(self, now: datetime.datetime, limit: int) -> None:
+    def _admit(self, now: datetime.datetime, limit: int, suspects: Suspects) -> int:
+        """Let in what the limits allow, unless that is not to be looked at now; returns how many."""
         begun = time.monotonic()
-        if begun < self._admit_due:
-            self._rate_over = min(self._rate_over or self._admit_due, self._admit_due)
-            return
-        admission = steadily(partial(engine.admit, self.queues, limit, now, self.using), self.using)
+        due = max(self._admit_due, self._look_due, self._overtaken_until)
+        if begun < due:
+            self._rate_over = min(self._rate_over or due, due)
+            return 0
+        admit = partial(
+            engine.admit, self.queues, limit, now, self.using, self.pass_began, suspects
+        )
+        admission = steadily(admit, self.using)
+        ended = time.monotonic()
         self.full = admission.full
         self._rate_over = None if admission.wait is None else begun + admission.wait
+        pause = HEAD_SHARE * (ended - begun)
         if admission.full:
-            ended = time.monotonic()
-            self._admit_due = ended + max(ADMIT_PAUSE, HEAD_SHARE * (ended - begun))
+            self._admit_due = ended + max(ADMIT_PAUSE, pause)
+        elif not admission.count and ended - begun > SLOW_LOOK:
+            # Past many that wait in queues that it does not serve, say.
+            self._look_due = ended + pause
+        return admission.count
 
     def _suspects(self) -> Suspects:
         """How the next claim treats suspects.

@@ -42,8 +42,6 @@ class Housekeeping:
         count = engine.stage_due(now, self.using)
         self._staged = now if count < PEEK else None  # else there is more: look again next round
         if self._mended is None or not datetime.timedelta(0) <= now - self._mended < MEND_EVERY:
-            if self._mended is None:
-                count += engine.follow_limits(now, self.using)
             self._mended = now
             count += engine.mend(now, self.using)
         return count

@@ -242,7 +242,11 @@ class Worker:
 
     def _claim(self, now: datetime.datetime, limit: int) -> list[Job]:
         row = self.row
-        jobs = self.claims.take(row, now, limit)
+        try:
+            jobs = self.claims.take(row, now, limit)
+        except BaseException:
+            self._in_doubt = True  # some may be claimed already
+            raise
         if jobs and (self.registration.declared_dead or not self.lease.held):
             self.keep_lease()
             if self.row is not row:
@@ -367,11 +371,12 @@ class Worker:
             logger.warning("Handed back jobs of a claim whose answer was lost: jobs=%s", count)
 
     def hand_back_one(self, job: Job) -> None:
-        self._hand_back([job])
+        """Hand back a job whose task was begun, and cut off."""
+        self._hand_back([job], started=True)
 
-    def _hand_back(self, jobs: list[Job]) -> None:
+    def _hand_back(self, jobs: list[Job], started: bool = False) -> None:
         if jobs:
-            hand_back = partial(engine.hand_back, self.row, jobs, self.clock(), self.using)
+            hand_back = partial(engine.hand_back, self.row, jobs, self.clock(), self.using, started)
             steadily(hand_back, self.using)
 
     def keep_lease(self) -> None:

@@ -94,7 +94,9 @@ class Hands:
         engine.start_worker(self.row, "default")
 
     def claim(self, limit: int = 100) -> list[Job]:
-        return engine.claim(self.row, EVERY, limit, timezone.now(), "default")
+        now = timezone.now()
+        claimed = engine.claim(self.row, EVERY, limit, now, "default")
+        return engine.park(self.row, claimed, now, "default")
 
     def perform(self, job: Job) -> Execution:
         """Run the step that a claimed job stands at; the outcome is not written."""

@@ -48,7 +48,8 @@ def create(count: int, workspace: Callable[[int], Any] = lambda n: {}, **fields:
 def claim(worker: Worker, limit: int = 100, served: Queues = SERVED) -> list[Job]:
     now = timezone.now()
     engine.admit(served, limit, now, "default")
-    return engine.claim(worker, served, limit, now, "default")
+    claimed = engine.claim(worker, served, limit, now, "default")
+    return engine.park(worker, claimed, now, "default")
 
 
 def finish(worker: Worker, jobs: list[Job]) -> None:
@@ -99,10 +100,13 @@ def test_priority_and_age_decide_who_is_let_in(settings: Any) -> None:
 def test_what_is_not_due_is_not_let_in(settings: Any) -> None:
     declare(settings, concurrency=3)
     create(1, run_after=timezone.now() + datetime.timedelta(hours=1))
-    assert claim(make_worker()) == []
-    assert engine.stage_due(timezone.now() + datetime.timedelta(hours=2), "default") == 0
-    engine.admit(SERVED, 10, timezone.now() + datetime.timedelta(hours=2), "default")
-    assert Job.objects.get().due
+    worker = make_worker()
+    assert claim(worker) == []
+    later = timezone.now() + datetime.timedelta(hours=2)
+    assert engine.stage_due(later, "default") == 1
+    assert engine.claim(worker, SERVED, 10, later, "default") == []
+    assert engine.admit(SERVED, 10, later, "default").count == 1
+    assert len(engine.claim(worker, SERVED, 10, later, "default")) == 1
 
 
 def test_a_queue_that_is_not_served_takes_no_slot(settings: Any) -> None:
@@ -342,7 +346,7 @@ def test_limits_that_the_settings_gain_and_lose(settings: Any) -> None:
     assert rows == {(True, False, str(n)) for n in range(3)}
     assert engine.follow_limits(timezone.now(), "default") == 0
     declare(settings)
-    assert engine.follow_limits(timezone.now(), "default") == 3
+    assert engine.mend(timezone.now(), "default") == 3
     assert set(Job.objects.values_list("limited", "due", "concurrency_key")) == {(False, True, "")}
 
 

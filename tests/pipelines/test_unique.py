@@ -270,7 +270,8 @@ def test_the_job_in_the_way_may_end_in_the_moment_of_its_refusal(
     first = create("whole", a=1)
     assert first.cancel()
     other = create("whole", a=1)
-    look = Storage.unfinished
+    storage = type(storage_for("default"))
+    look = storage.unfinished
 
     def end() -> None:
         Job.objects.filter(pk=other.pk).update(state="COMPLETE")
@@ -282,5 +283,5 @@ def test_the_job_in_the_way_may_end_in_the_moment_of_its_refusal(
         thread.join(20)
         return look(self, keys)
 
-    monkeypatch.setattr(Storage, "unfinished", late)
+    monkeypatch.setattr(storage, "unfinished", late)
     assert getattr(first, verb)()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.core.management import call_command
@@ -185,6 +186,23 @@ def test_a_task_that_was_stopped_because_its_worker_is_dead_counts_as_lost(round
         (2, "succeeded"),
     ]
     assert list(behind.attempts.values_list("number", "outcome")) == [(1, "succeeded")]
+
+
+# -- claims that come to nothing --
+
+
+def test_what_was_claimed_before_an_error_is_handed_back(
+    rounds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    this, job = rounds(), create()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "park", mock.Mock(side_effect=RuntimeError("A test.")))
+        with pytest.raises(RuntimeError):
+            this.step()
+    assert states(job) == ["PROCESSING"]
+    this.step()
+    assert states(job) == ["COMPLETE"]
+    assert job.attempts.get().number == 1
 
 
 # -- how much is claimed --
