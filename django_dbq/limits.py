@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import connections
@@ -31,10 +31,22 @@ STALE = datetime.timedelta(seconds=1)  # that an admitted job may wait to be cla
 MOST_KEYS = 50  # that one admission looks at; the next one goes on behind them
 PAGE = 200  # jobs that are read at once
 MOST_FULL = 500  # keys without a free slot that are passed in the query itself
-FEW_FULL = 16  # so many of them, or less, are passed page by page
+FEW_FULL = 4  # so many of them, or less, are passed page by page
 KEY_LENGTH = 200
 
 Key = tuple[str, str]  # of concurrency and of rate
+
+
+class Candidate(NamedTuple):
+    """What an admission has to know of a job; these are columns."""
+
+    pk: UUID
+    attempt: int
+    concurrency_key: str
+    rate_key: str
+    priority: int
+    urgency: int
+    created: datetime.datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +165,7 @@ def admit(
     slots = _Slots(pipeline, limited, db_now)
     waiting = slots.open(parked(pipeline.name, limited.filter(served), now))
     found = _candidates(row, waiting, slots, room)
-    admitted: list[Job] = []
+    admitted: list[Candidate] = []
     for job in sorted(found, key=turn):
         if len(admitted) < room and slots.free(job.concurrency_key, job.rate_key) > 0:
             slots.take(job.concurrency_key, job.rate_key)
@@ -272,8 +284,8 @@ class _Slots:
         self._starts[rate_key] += 1
 
     def open(self, waiting: JobQuerySet) -> JobQuerySet:
-        """Without those whose key has no slot, where these are many: one query for all, which still reads each of their
-        rows. Few are passed by `_pages`, which reads the first of each.
+        """Without those whose key has no slot: none at all, if that is the limit of all; else one query for all, if
+        these are many, which still reads each of their rows. Few are passed by `_pages`, which reads the first of each.
         """
         for limit, used, column in (
             (self.concurrency, self._used, "concurrency_key"),
@@ -281,15 +293,17 @@ class _Slots:
         ):
             if limit is not None:
                 full = [key for key, count in used.items() if count >= limit.limit]
+                if full and limit.key is None:
+                    return waiting.none()
                 if len(full) > FEW_FULL:
                     waiting = waiting.exclude(**{f"{column}__in": full[:MOST_FULL]})
         return waiting
 
 
-def _candidates(row: LimitRow, waiting: JobQuerySet, slots: _Slots, room: int) -> list[Job]:
+def _candidates(row: LimitRow, waiting: JobQuerySet, slots: _Slots, room: int) -> list[Candidate]:
     """The first jobs of keys that have a slot: of so many keys, from where the last admission has stopped."""
     begin = (row.concurrency_key, row.rate_key)
-    found: list[Job] = []
+    found: list[Candidate] = []
     stopped: list[Key] = []
     for state in CLAIMABLE:  # which the index has apart
         seen: Counter[Key] = Counter()
@@ -316,10 +330,9 @@ def _candidates(row: LimitRow, waiting: JobQuerySet, slots: _Slots, room: int) -
     return found
 
 
-def _by_key(jobs: JobQuerySet, begin: Key, page: int) -> Iterator[Job]:
+def _by_key(jobs: JobQuerySet, begin: Key, page: int) -> Iterator[Candidate]:
     """Jobs by key and turn, those behind the key ``begin`` first; of each key the first of them, up to a page."""
-    columns = ("pk", "attempt", "concurrency_key", "rate_key", "priority", "urgency", "created")
-    jobs = jobs.order_by("concurrency_key", "rate_key", *ORDER).only(*columns)
+    jobs = jobs.order_by("concurrency_key", "rate_key", *ORDER)
     if begin == ("", ""):
         yield from _pages(jobs, None, page)
         return
@@ -329,7 +342,7 @@ def _by_key(jobs: JobQuerySet, begin: Key, page: int) -> Iterator[Job]:
     yield from _pages(jobs.filter(concurrency_key=first, rate_key__lte=second), None, page)
 
 
-def _pages(jobs: JobQuerySet, behind: Key | None, page: int) -> Iterator[Job]:
+def _pages(jobs: JobQuerySet, behind: Key | None, page: int) -> Iterator[Candidate]:
     """Page by page; behind each, the rest of its last key is passed, however much that is."""
     parts = [jobs]
     if behind is not None:
@@ -339,12 +352,12 @@ def _pages(jobs: JobQuerySet, behind: Key | None, page: int) -> Iterator[Job]:
             jobs.filter(concurrency_key__gt=first),
         ]
     for part in parts:
-        rows = list(part[:page])
+        rows = [Candidate(*row) for row in part.values_list(*Candidate._fields)[:page]]
         yield from rows
         if len(rows) == page:
             yield from _pages(jobs, _key(rows[-1]), page)
             return
 
 
-def _key(job: Job) -> Key:
+def _key(job: Job | Candidate) -> Key:
     return job.concurrency_key, job.rate_key

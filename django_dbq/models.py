@@ -257,8 +257,8 @@ class JobQuerySet(models.QuerySet["Job"]):
 ORDER = ("-priority", "-urgency", "created")
 
 
-def turn(job: "Job") -> tuple[int, int, datetime.datetime]:
-    """The key by which jobs of one queue are run, as `ORDER` has it."""
+def turn(job: Any) -> tuple[int, int, datetime.datetime]:
+    """The key by which jobs of one queue are run, as `ORDER` has it; of a job, or of whatever has these columns."""
     return -job.priority, -job.urgency, job.created
 
 
