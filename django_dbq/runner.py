@@ -159,15 +159,25 @@ def perform(run: Run) -> None:
 
 
 def check_wait(run: Run) -> None:
-    """Make it the task's failure if it has asked to wait for what does not exist, or waits for this job."""
+    """Make it the task's failure if it has asked to wait for what does not exist, or waits for this job.
+
+    If the database is away just now, that is left to the writing of the outcome: the task has been run, and is not to
+    be run again for that.
+    """
     wait = run.error
     if not isinstance(wait, Wait) or wait.jobs is None:
         return
+    using = run.job._state.db or "default"
     try:
         run.needs = Needs(wait.jobs, wait.mode, wait.on_failure)
-        dependencies.refuse(run.job.pk, run.needs, run.job._state.db or "default")
+        dependencies.refuse(run.job.pk, run.needs, using)
     except ValueError as error:
         run.error, run.raised = error, True
+    except (DatabaseError, InterfaceError):
+        if connections[using].in_atomic_block:
+            raise  # with all that the task has written in this transaction
+        logger.warning("What it waits for is not checked yet: job=%s", run.job.pk, exc_info=True)
+        connections[using].close()
 
 
 async def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.test import TestCase
 from django.utils import timezone
 
-from django_dbq import Wait, engine, members, signals
+from django_dbq import Wait, dependencies, engine, members, signals
 from django_dbq.dependencies import Cycle
 from django_dbq.models import Dependency, Job
 from django_dbq.testing import drain
@@ -831,6 +832,31 @@ def test_a_member_may_wait_for_another(anywhere: None, settings: Any) -> None:
     job = create("pair", does=wait_for_the_other)
     drain()
     assert states(job, *job.children.all()) == ["COMPLETE"] * 3
+
+
+@committed
+@pytest.mark.parametrize("there", [True, False])
+def test_a_task_that_waits_is_not_run_again_as_the_database_goes_away(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its end and its outcome, which is kept until the database is back."""
+    other = create("act", does=lambda job: None, queue_name="elsewhere")
+    ran: list[int] = []
+
+    def wait(job: Job) -> Any:
+        ran.append(job.attempt)
+        return Wait(jobs=[other.pk if there else uuid.uuid4()]) if len(ran) == 1 else None
+
+    job = create("act", does=wait)
+    hands = Hands()
+    (claimed,) = (one for one in hands.claim() if one.pk == job.pk)
+    with monkeypatch.context() as patch:
+        patch.setattr(dependencies, "refuse", mock.Mock(side_effect=OperationalError("gone")))
+        outcome = hands.perform(claimed)
+    assert hands.write(outcome) == [outcome]
+    assert (ran, states(job)) == ([1], ["WAITING" if there else "FAILED"])
+    if not there:
+        assert "Wait names jobs that do not exist" in last_error(job)
 
 
 def test_a_task_may_wait_for_a_member_of_its_own(anywhere: None) -> None:
