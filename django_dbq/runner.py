@@ -253,7 +253,7 @@ def _check_place(job: Job, name: str) -> None:
     """Raise if one of `PLACE` has been left with what no claim could go by.
 
     Raises:
-        TypeError, ValueError, ValidationError: that.
+        TypeError, ValueError: that.
     """
     value, expects = getattr(job, name), PLACE[name]
     if expects is not None:

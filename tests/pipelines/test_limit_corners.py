@@ -274,6 +274,29 @@ def test_many_that_were_under_no_limit_are_met_in_few_claims(
     assert Job.objects.filter(name="it", state="NEW", limited=True, due=False).count() == 300
 
 
+@pytest.mark.parametrize("before", ["the hand-back", "the next claim"])
+def test_a_worker_that_dies_as_it_parks_leaves_nothing_past_the_limit(
+    before: str, settings: Any
+) -> None:
+    """Killed between the claim of what was under no limit yet and that, or right after it."""
+    declare(settings)
+    jobs = create(3)
+    declare(settings, concurrency=1)
+    dies, lives = make_worker(), make_worker()
+    now = timezone.now()
+    claimed = engine.claim(dies, SERVED, 10, now, "default")
+    assert len(claimed) == 3
+    if before == "the next claim":
+        assert engine.park(dies, claimed, now, "default") == []
+    engine.bury(dies.pk, "A test.", now, "default")
+    held: list[Any] = []
+    for _ in range(4):
+        held += keys(claim(lives, 1))
+    assert len(held) == 1
+    waits = "READY" if before == "the hand-back" else "NEW"  # there, they count as lost
+    assert sorted(states(*jobs)) == sorted(["PROCESSING", waits, waits])
+
+
 def test_a_deadlock_while_some_are_parked_forgets_no_claim(
     settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
