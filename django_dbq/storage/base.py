@@ -475,9 +475,8 @@ class Storage:
     def abandoned(self) -> list[int]:
         """Workers that hold jobs although they have ended, or have no row any more."""
         held = self.held().filter(worker__isnull=False).order_by()
-        with (
-            self.looking_up()
-        ):  # what has been held once leaves dead entries, which a bitmap would be made of
+        # What has been held once leaves dead entries, which a bitmap would be made of.
+        with self.looking_up():
             holding = set(held.values_list("worker_id", flat=True).distinct())
         living = self.workers.filter(pk__in=holding, stopped=None)
         return sorted(holding.difference(living.values_list("pk", flat=True)))

@@ -21,9 +21,8 @@ BATCH_GROWTH = 4  # at most so many times the batch before, so that one quick jo
 CLAIM_SECONDS = (0.01, 0.00003)
 HEAD_SHARE = 20
 ADMIT_PAUSE = 0.05  # seconds after an admission that had no slot for anybody, unless this worker itself frees one
-SLOW_LOOK = (
-    0.05  # seconds that a look which has found nobody may take, before the next ones are put off
-)
+# Seconds that a look which has found nobody may take, before the next ones are put off.
+SLOW_LOOK = 0.05
 # Seconds without an admission after one whose jobs others were more urgent than: time for a worker that would run them
 # to let them in itself, once they are taken back from here.
 OVERTAKEN = 2.0
