@@ -65,7 +65,8 @@ class WorkerProcess:
         return self.process.wait(seconds)
 
     def stop(self) -> None:
-        """End it in good order."""
+        """End it in good order, once it has begun: before, Python itself would take the signal."""
+        until(lambda: "Worker started" in self.output() or not self.running, "its start")
         self.send(signal.SIGTERM)
         assert self.wait() == 0, self.output()
 
@@ -170,8 +171,6 @@ def worker(
     try:
         yield process
         if process.running:
-            # Before, Python itself would take the signal.
-            until(lambda: "Worker started" in process.output() or not process.running, "its start")
             process.stop()
         if process.wait() == 0:
             assert not process.alive(), "the worker has left a process behind"
