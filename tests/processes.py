@@ -64,9 +64,13 @@ class WorkerProcess:
         """Wait for its end; returns the exit code (negative: the signal that ended it)."""
         return self.process.wait(seconds)
 
-    def stop(self) -> None:
-        """End it in good order, once it has begun: before, Python itself would take the signal."""
+    def until_started(self) -> None:
+        """Wait until it takes signals; before, Python itself would."""
         until(lambda: "Worker started" in self.output() or not self.running, "its start")
+
+    def stop(self) -> None:
+        """End it in good order."""
+        self.until_started()
         self.send(signal.SIGTERM)
         assert self.wait() == 0, self.output()
 

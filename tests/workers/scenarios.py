@@ -54,6 +54,9 @@ class Process(WorkerProcess):
             )
         self.pid = self.process.pid
 
+    def until_started(self) -> None:
+        """Its test has waited already for something that its function does."""
+
     def until_nothing_is_left(self) -> None:
         """Wait for the ends of all processes of its session."""
         until(lambda: not self.alive(), "the end of all its processes")
