@@ -12,7 +12,7 @@ from functools import partial
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import DateTimeField, Exists, OuterRef, QuerySet, Value
+from django.db.models import DateTimeField, OuterRef, QuerySet, Subquery, Value
 from django.db.models.functions import Greatest
 
 from . import conf, signals
@@ -350,11 +350,14 @@ def loose(using: str) -> list[UUID]:
     jobs = Job.objects.using(using)
     waiting = jobs.filter(state=State.WAITING).order_by()
     unfinished = jobs.filter(state__in=UNFINISHED).order_by()
-    members_left = unfinished.filter(parent=OuterRef("pk"), parent_round=OuterRef("round"))
     edges = Dependency.objects.using(using).filter(state=DependencyState.OPEN)
-    gone = edges.exclude(Exists(unfinished.filter(pk=OuterRef("on"))))
+    # Each row's is looked up: of an EXISTS, PostgreSQL may make a join that reads all there are again and again.
+    member = unfinished.filter(parent=OuterRef("pk"), parent_round=OuterRef("round"))
     parents = waiting.filter(round__isnull=False).exclude(next_task__startswith=f"{WAIT_FOR} ")
-    found = list(parents.exclude(Exists(members_left)).values_list("pk", flat=True)[:BATCH])
+    childless = parents.alias(member=Subquery(member.values("pk")[:1])).filter(member=None)
+    found = list(childless.values_list("pk", flat=True)[:BATCH])
+    end = unfinished.filter(pk=OuterRef("on"))
+    gone = edges.alias(end=Subquery(end.values("pk"))).filter(end=None)
     # In two parts: few dependencies are open, and a join might begin with all jobs instead.
     keys = set(gone.values_list("job_id", flat=True)[:BATCH])
     return found + list(waiting.filter(pk__in=keys).values_list("pk", flat=True))

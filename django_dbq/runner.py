@@ -121,10 +121,11 @@ def begin(job: Job, clock: Clock, retries: int = 0, catalogue: Catalogue | None 
 def standing(job: Job, catalogue: Catalogue) -> tuple[Pipeline, Step]:
     """The pipeline and the step of a claimed job; the claim has made sure that both exist."""
     pipeline = catalogue.named(job.name)
-    step = pipeline.locate(job.step, job.next_task, job.parent_id is not None)
+    member = job.parent_id is not None
+    step = pipeline.locate(job.step, job.next_task, member)
     if step is None:
         raise LookupError(f"The job {job.name!r} has no task {job.next_task!r}.")
-    if job.parent_id is not None and pipeline.nested(step):
+    if member and pipeline.nested(step):
         step = pipeline.within(step, _group(job, pipeline))
     return pipeline, step
 
@@ -347,9 +348,9 @@ def _call_hooks(run: Run, decision: Decision) -> bool:
     """
     job, pipeline = run.job, run.pipeline
     hooked = False
-    if job.parent_id is None and decision.event is Event.FAILED_FOR_GOOD:
+    if decision.event is Event.FAILED_FOR_GOOD and job.parent_id is None:
         hooked |= _hook(job, "failure_hook", pipeline.failure_hook, decision.error)
-    elif job.parent_id is None and decision.event is Event.LAST_STEP_DONE:
+    elif decision.event is Event.LAST_STEP_DONE and job.parent_id is None:
         hooked |= _hook(job, "completion_hook", pipeline.completion_hook)
     if type(run.step) is Step and not run.skipped:
         hooked |= _hook(job, "post_task_hook", pipeline.post_task_hook)
@@ -451,7 +452,7 @@ def _moved_to(run: Run, decision: Decision) -> QueuePlace | None:
     if decision.run_after is not None:
         job.run_after = decision.run_after
         _mend_place(job, "run_after")
-    return None if job.place == job.claimed_at else job.place
+    return None if (place := job.place) == job.claimed_at else place
 
 
 def report(error: BaseException) -> str:

@@ -214,9 +214,10 @@ def _write(
     won: set[UUID],
 ) -> None:
     """Adds those that are written to ``won``, also before it raises."""
-    executions = sorted(executions, key=lambda e: e.job.pk)  # rows are locked in this order
-    alone = [e for e in executions if not e.concerns_others]
-    others = [e for e in executions if e.concerns_others]
+    alone: list[Execution] = []
+    others: list[Execution] = []
+    for e in sorted(executions, key=lambda e: e.job.pk.int):  # rows are locked in this order
+        (others if e.concerns_others else alone).append(e)
     if alone:
         won |= _record(storage, worker, alone, now, watched=False)
         # Somebody may have begun to watch a job after it was claimed.

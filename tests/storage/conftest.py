@@ -49,9 +49,13 @@ def other_worker(new_worker: Callable[[str], Worker]) -> Worker:
     return new_worker("another's")
 
 
-@pytest.fixture(params=["empty", "young", "full"])
+@pytest.fixture(params=["empty", "emptied", "young", "full"])
 def statistics(request: pytest.FixtureRequest, transactional_db: None) -> Iterator[str]:
-    """A full table whose statistics were taken when it was as the parameter says: young is with ready jobs only."""
+    """A full table whose statistics were taken when it was as the parameter says.
+
+    Emptied: there were pages without any row in them, so that PostgreSQL takes one row for granted, whatever is
+    inserted. Young: with ready jobs only.
+    """
     if connection.vendor == "mysql":
         pytest.skip("MySQL and MariaDB take statistics when they like: no plan can be relied on")
     postgresql = connection.vendor == "postgresql"
@@ -59,8 +63,12 @@ def statistics(request: pytest.FixtureRequest, transactional_db: None) -> Iterat
     with connection.cursor() as cursor:
         if postgresql:
             cursor.execute(keep.format("false"))
-            # To analyse an empty table leaves the statistics of the test before.
+            # To analyse an empty table leaves the statistics of the test before, and its pages.
             cursor.execute("DELETE FROM pg_statistic WHERE starelid = 'django_dbq_job'::regclass")
+            cursor.execute("TRUNCATE django_dbq_job")
+        if request.param == "emptied":
+            fill(cursor, READY, "NEW")
+            cursor.execute("DELETE FROM django_dbq_job")
         cursor.execute("ANALYZE")
         fill(cursor, READY, "NEW")
         if request.param == "young":
