@@ -230,7 +230,7 @@ def test_list_as_json() -> None:
 def test_list_tells_members_from_jobs() -> None:
     jobs = [create("held back") for _ in range(2)]
     drain("default")
-    parents = [str(job.pk) for job in jobs]
+    parents = sorted(str(job.pk) for job in jobs)
 
     def listed(*filters: str) -> list[tuple[str | None, int | None]]:
         rows = json.loads(run("jobs", "list", "--json", *filters))

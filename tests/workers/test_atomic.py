@@ -111,7 +111,7 @@ def test_a_job_that_is_sent_on_meanwhile_takes_nothing_from_the_attempt_before(
         tell("go on job 2")
         tell("go on job 1")
         until_states("COMPLETE", job)
-        assert "no longer this worker's" in process.output()
+        until(lambda: "no longer this worker's" in process.output(), "the first attempt's end")
     assert outcomes(job) == [(2, "succeeded")]
     assert effects(job) == of(2)
 
