@@ -311,12 +311,13 @@ class Command(BaseCommand):
             ended.wait()
 
     def _supervise_child(self) -> int:
-        """Run the worker in a child, a new one whenever code has changed; a first signal is passed on, a
-        second kills.
+        """Run the worker in a child, a new one whenever code has changed; a first signal is passed on, a second kills.
+
+        One that is ending already, for a change of code, hears of no signal: there is no next one then.
         """
         environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
         signals: list[int] = []
-        while True:
+        while not signals:
             child = subprocess.Popen(autoreload.get_child_arguments(), env=environment)
 
             def pass_on(number: int, frame: FrameType | None, child: Any = child) -> None:
@@ -327,3 +328,4 @@ class Command(BaseCommand):
                 signal.signal(number, pass_on)
             if (code := child.wait()) != RELOAD_EXIT:
                 return code if code >= 0 else 128 - code
+        return 0
