@@ -107,7 +107,8 @@ def _as_many_run(look: Look, job: Job, limit: Limit) -> tuple[str, dict[str, Any
         return None
     of = _alike(limit.key, job.concurrency_key)
     clause = f"as many jobs {of} run as may at once ({used} of {limit.limit})"
-    holding = list(alike.filter(state__in=HELD).order_by("modified")[:NAMED])
+    # Those of one claim are alike but for their creation.
+    holding = list(alike.filter(state__in=HELD).order_by("modified", "created")[:NAMED])
     if holding:
         clause += f", the oldest being {holding[0].pk}"
         if (worker := look.holder(holding[0])) is not None:
