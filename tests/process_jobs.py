@@ -539,7 +539,7 @@ JOBS: dict[str, Any] = {
     ),
     "stand_async, retried": _watched(stand_async, retries=1),
     "block_async": _watched(block_async),
-    "block_async, timeout": _watched(block_async, timeout=0.3),
+    "block_async, timeout": _watched(block_async, timeout=1.0),
     "stand_deaf": _watched(stand_deaf),
     "stand_deaf_async": _watched(stand_deaf_async),
     "swallows": _watched(swallows),
@@ -552,11 +552,11 @@ JOBS: dict[str, Any] = {
     "atomic, raising hook": _watched(
         write_effects, atomic=True, completion_hook=_path(write_and_raise_in_hook)
     ),
-    "overrun": _watched(overrun, timeout=0.3),
-    "overrun, retried": _watched(overrun, timeout=1.0, retries=2),
-    "overrun, atomic": _watched(overrun_with_effects, timeout=1.0, atomic=True, retries=1),
-    "overrun_async": _watched(overrun_async, timeout=0.3),
-    "overrun_async, retried": _watched(overrun_async, timeout=1.0, retries=2),
+    "overrun": _watched(overrun, timeout=1.0),
+    "overrun, retried": _watched(overrun, timeout=2.0, retries=2),
+    "overrun, atomic": _watched(overrun_with_effects, timeout=2.0, atomic=True, retries=1),
+    "overrun_async": _watched(overrun_async, timeout=1.0),
+    "overrun_async, retried": _watched(overrun_async, timeout=2.0, retries=2),
     **{
         task.__name__: [_path(task)]
         for task in (

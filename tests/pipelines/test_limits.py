@@ -182,8 +182,8 @@ def test_a_rate_by_key_beside_a_concurrency_for_all(settings: Any) -> None:
 
 
 def test_starts_count_from_their_claim_and_not_from_their_admission(settings: Any) -> None:
-    """What is admitted may be claimed a while later: in no second begin more than so many."""
-    declare(settings, rate_limit="2/s")
+    """What is admitted may be claimed a while later: in no minute begin more than so many."""
+    declare(settings, rate_limit="2/m")
     worker = make_worker()
     create(6)
     assert engine.admit(SERVED, 10, timezone.now(), "default").count == 2
@@ -195,18 +195,18 @@ def test_starts_count_from_their_claim_and_not_from_their_admission(settings: An
     assert not Start.objects.filter(at=None).exists()
     Start.objects.update(admitted=timezone.now() - 2 * SECOND)
     assert engine.admit(SERVED, 10, timezone.now(), "default").count == 0
-    Start.objects.update(at=timezone.now() - 2 * SECOND)
+    Start.objects.update(at=timezone.now() - 61 * SECOND)
     assert engine.admit(SERVED, 10, timezone.now(), "default").count == 2
 
 
 def test_what_was_handed_back_is_let_in_anew(settings: Any) -> None:
     """Else its next claim would be a start that nobody counts."""
-    declare(settings, rate_limit="1/s")
+    declare(settings, rate_limit="1/m")
     worker = make_worker()
     create(1)
     (job,) = claim(worker)
     engine.hand_back(worker, [job], timezone.now(), "default")
-    Start.objects.update(at=timezone.now() - 2 * SECOND)
+    Start.objects.update(at=timezone.now() - 61 * SECOND)
     assert engine.claim(worker, SERVED, 10, timezone.now(), "default") == []
     assert len(claim(worker)) == 1
     create(1)

@@ -8,7 +8,16 @@ import pytest
 
 from django_dbq.models import Attempt, Job, Worker
 from tests.process_jobs import journal, tell, told, until
-from tests.processes import ROOT, children, create, outcomes, states, until_states, worker
+from tests.processes import (
+    ROOT,
+    WorkerProcess,
+    children,
+    create,
+    outcomes,
+    states,
+    until_states,
+    worker,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -75,7 +84,7 @@ def test_a_supervisor_replaces_who_was_killed_and_his_job_goes_on() -> None:
         pids = [int(told(f"started {n} 1")) for n in range(2)]
         assert sorted(pids) == sorted(children(supervisor.pid))
         supervisor.kill_child(pids[0])
-        until_states("READY", jobs[0])
+        until(lambda: outcomes(jobs[0]) == [(1, "lost")], "the rescue")
         # The other one is busy: this is the work of the new one.
         again = int(told("started 0 2"))
         assert again not in pids
@@ -90,6 +99,10 @@ def test_a_supervisor_replaces_who_was_killed_and_his_job_goes_on() -> None:
     assert reasons == {pids[1]: "told to stop", again: "told to stop"}
 
 
+def begun(supervisor: WorkerProcess) -> int:
+    return supervisor.output().count("Worker process started")
+
+
 def test_a_supervisor_replaces_who_has_done_his_part() -> None:
     jobs = [create("first") for _ in range(40)]
     with worker(*QUICKLY, "--processes", "2", "--max_jobs", "8") as supervisor:
@@ -97,6 +110,7 @@ def test_a_supervisor_replaces_who_has_done_his_part() -> None:
         # 40 are five times 8, so that somebody may have just begun.
         until(lambda: Worker.objects.filter(reason__startswith="max_jobs").count() >= 4)
         until(lambda: len(children(supervisor.pid)) == 2, "two worker processes")
+        until(lambda: supervisor.output().count("Worker started") == begun(supervisor), "both")
         assert "ERROR" not in supervisor.output()
     shares = [Attempt.objects.filter(worker=row.label).count() for row in Worker.objects.all()]
     assert sum(shares) == 40

@@ -136,7 +136,7 @@ def test_a_second_signal_ends_at_once_and_the_watchdog_hands_back(
 
 def test_the_outcomes_of_others_are_written_whatever_becomes_of_one() -> None:
     jobs = [create("stand", str(n)) for n in range(3)]
-    with worker(*QUICKLY, "--grace", "0.3", "--threads", "3") as process:
+    with worker(*QUICKLY, "--grace", "5", "--threads", "3") as process:
         for number in range(3):
             told(f"started {number} 1")
         process.send(signal.SIGTERM)
@@ -161,7 +161,7 @@ def test_an_interrupted_atomic_step_leaves_nothing() -> None:
 
 def test_a_supervisor_passes_it_all_on() -> None:
     jobs = [create("stand", str(n)) for n in range(2)]
-    with worker(*QUICKLY, "--processes", "2", "--grace", "0.3") as supervisor:
+    with worker(*QUICKLY, "--processes", "2", "--grace", "5") as supervisor:
         for number in range(2):
             told(f"started {number} 1")
         supervisor.send(signal.SIGTERM)
