@@ -131,6 +131,11 @@ def kept(job: Job, cause: str, *reasons: str, now: datetime.datetime | None = No
     return explanation
 
 
+def as_saved(job: Job) -> datetime.datetime:
+    """The time at which a job's row was written, for an explanation at that very moment."""
+    return Job.objects.get(pk=job.pk).modified
+
+
 def details(explanation: Explanation, *keys: str) -> list[Any]:
     return [explanation.details[key] for key in keys]
 
@@ -728,7 +733,13 @@ def test_a_job_that_was_lost_with_a_worker() -> None:
 
 def test_it_runs() -> None:
     (job,) = claimed(alive(), "feed")
-    found = kept(job, "running", "It is run by the worker w; its row was saved last 2", " s ago)")
+    found = kept(
+        job,
+        "running",
+        "It is run by the worker w; its row was saved last 2",
+        " (0 s ago)",
+        now=as_saved(job),
+    )
     assert details(found, "worker", "others", "pausing") == ["w", [], False]
     assert 0 <= found.details["silent_for"] < 30
     assert 30 < found.details["lease_left"] <= 60
@@ -738,9 +749,17 @@ def test_it_runs() -> None:
 def test_it_runs_and_tells_of_its_progress() -> None:
     (job,) = claimed(alive(), "feed")
     update(job, progress=0.4, progress_message="the third cat")
-    kept(job, "running", "It is run by the worker w (40% the third cat); its row", " s ago)")
+    kept(
+        job,
+        "running",
+        "It is run by the worker w (40% the third cat); its row",
+        "(0 s ago)",
+        now=as_saved(job),
+    )
     update(job, progress=1, progress_message="")
-    kept(job, "running", "It is run by the worker w (100%); its row", " s ago)")
+    kept(
+        job, "running", "It is run by the worker w (100%); its row", "(0 s ago)", now=as_saved(job)
+    )
 
 
 def test_it_runs_and_is_to_be_paused() -> None:
@@ -754,7 +773,12 @@ def test_it_runs_past_its_timeout() -> None:
     (job,) = claimed(worker, "feed")
     late = Overdue(job.pk, job.attempt, timezone.now(), "at line 1")
     engine.record_timeouts(worker.pk, [late], timezone.now(), "default")
-    kept(job, "running", " s ago); the attempt is past its timeout and about to be stopped")
+    kept(
+        job,
+        "running",
+        "(0 s ago); the attempt is past its timeout and about to be stopped",
+        now=as_saved(job),
+    )
 
 
 def test_its_worker_is_silent() -> None:
@@ -1201,7 +1225,7 @@ def test_it_is_blocked_by_a_job_that_is_gone() -> None:
 def test_it_is_paused() -> None:
     job = Job.objects.create(name="feed")
     assert job.pause()
-    found = kept(job, "paused", "It was paused by hand 2", " s ago)")
+    found = kept(job, "paused", "It was paused by hand 2", " (0 s ago)", now=as_saved(job))
     assert found.what_to_do == f"Have it go on: manage.py jobs resume {job.pk}."
 
 
@@ -1362,7 +1386,7 @@ def test_a_member_has_failed_whose_parent_waits_for_others() -> None:
 def test_it_was_cancelled() -> None:
     job = Job.objects.create(name="feed")
     assert job.cancel()
-    found = kept(job, "cancelled", "It was cancelled 2", " s ago)")
+    found = kept(job, "cancelled", "It was cancelled 2", " (0 s ago)", now=as_saved(job))
     assert found.what_to_do == f"To run it after all, retry it: manage.py jobs retry {job.pk}."
     (running,) = claimed(alive(), "feed")
     assert running.cancel()
@@ -1377,7 +1401,7 @@ def test_it_was_cancelled() -> None:
 def test_it_has_completed() -> None:
     job = Job.objects.create(name="feed")
     drain()
-    found = kept(job, "complete", "It has completed, 2", " s ago)")
+    found = kept(job, "complete", "It has completed, 2", " (0 s ago)", now=as_saved(job))
     assert (
         found.what_to_do == f"Nothing; to run it again: manage.py jobs fork {job.pk} --from STEP."
     )
@@ -1390,7 +1414,13 @@ def test_without_time_zones(settings: Any) -> None:
     job = Job.objects.create(name="feed", run_after=timezone.now() + 2 * HOUR + SECOND)
     kept(job, "later", "It is not to be run before 2", " (in 2 h)")
     (running,) = claimed(alive(), "feed")
-    kept(running, "running", "It is run by the worker w; its row was saved last 2", " s ago)")
+    kept(
+        running,
+        "running",
+        "It is run by the worker w; its row was saved last 2",
+        " (0 s ago)",
+        now=as_saved(running),
+    )
 
 
 # -- what it costs --

@@ -260,14 +260,12 @@ def test_a_job_created_by_a_task_wakes_its_own_worker() -> None:
 
 
 def test_a_future_job_is_started_in_time_whatever_the_tick() -> None:
-    at = timezone.now() + datetime.timedelta(seconds=1.5)
+    at = timezone.now() + datetime.timedelta(seconds=5)  # in which the worker should have begun
     job = create(run_after=at)
-    with worker("--tick", FOR_EVER, dbq={"WAKEUP": "poll"}) as process:
+    with worker("--tick", FOR_EVER, dbq={"WAKEUP": "poll"}):
         until_states("COMPLETE", job)
-        ready = max(at, process.row.started)
-    started = job.attempts.get().started
-    assert started >= at
-    assert (started - ready).total_seconds() < 5
+    late = job.attempts.get().started - at
+    assert 0 <= late.total_seconds() < 5
 
 
 # -- and when nothing is heard --

@@ -6,7 +6,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,9 +29,6 @@ T = TypeVar("T")
 
 PATIENCE = 60.0  # seconds without any attempt, after which the rest of the work counts as stuck
 LOOK_EVERY = 0.05  # seconds between two looks at the workers
-STANDSTILL = (
-    0.5  # seconds between two of them: the machine has had no time for us, nor for a rescue
-)
 # What no round may cause in a worker's log.
 ALARMS = (
     "Exception in thread",
@@ -191,18 +188,12 @@ class Round:
         return False
 
     def _has_lost(self, kill: Kill) -> bool:
-        """Wait for a rescue, for as long as one may take; while the machine stands still, nothing can be measured."""
+        """Wait for a rescue, for as long as one may take."""
         lost = Attempt.objects.filter(outcome=LOST, worker__in=kill.labels, finished__gte=kill.at)
-        looked = time.monotonic()
-        deadline = looked + RESCUE_WITHIN
+        deadline = time.monotonic() + RESCUE_WITHIN
         while not patiently(lost.exists):
-            now = time.monotonic()
-            if now - looked > STANDSTILL:
-                self.kills[self.kills.index(kill)] = replace(kill, measured=False)
+            if time.monotonic() > deadline:
                 return False
-            if now > deadline:
-                return False
-            looked = now
             self.fleet.tend()
             time.sleep(LOOK_EVERY)
         return True
