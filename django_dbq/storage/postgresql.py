@@ -40,9 +40,7 @@ CLAIMED = ("state", "worker_id", "modified", "finished")
 READ = [field for field in FIELDS if field.attname not in {*SELDOM_READ, *CLAIMED}]
 READ_ATTNAMES = [field.attname for field in READ]
 WORKSPACE, RESULT = ATTNAMES.index("workspace"), ATTNAMES.index("result")
-# The primary key is looked up once more for the update: with ctid instead, a row that moved would be missed. It is
-# compared in a way that can be looked up in its index but not merged or hashed (1 % of the drain). Where the planner
-# takes next to no rows for granted, as after an ANALYZE of pages that were just emptied, it would read them all first.
+# The primary key is looked up once more for the update: with ctid instead, a row that moved would be missed.
 CLAIM = f"""
 WITH head AS MATERIALIZED ({{pick}}),
 suspect AS (
@@ -52,7 +50,7 @@ picked AS MATERIALIZED (SELECT * FROM head WHERE {{fit}})
 UPDATE {JOB} AS job
 SET state = '{target(Event.CLAIMED).value}', worker_id = %s, attempt = attempt + 1, modified = %s,
   finished = NULL
-FROM picked WHERE job.id = ANY(ARRAY[picked.id])
+FROM picked WHERE job.id = picked.id
 RETURNING picked.claimed_from, {", ".join(f"job.{field.column}" for field in READ)}
 """
 # A suspect is taken as the first or not at all, and then alone.
@@ -100,7 +98,7 @@ SELECT queue_name FROM held WHERE queue_name IS NOT NULL
 """
 # One row of JSON per outcome: arrays of text cost psycopg more to write than JSON costs PostgreSQL to read.
 # The fence is compared with columns of the outcome, not with constants: as a filter on the job it would be
-# taken to leave one row, and that estimate makes the planner walk all outcomes for each job. The key as in the claim.
+# taken to leave one row, and that estimate makes the planner walk all outcomes for each job.
 FINISH = f"""
 WITH outcome AS MATERIALIZED (
   SELECT o.*, %s::bigint AS worker_id, %s::boolean AS watched, ARRAY[{_literals(HELD)}] AS held
@@ -120,8 +118,8 @@ won AS (
     home_queue = COALESCE(o.home_queue, job.home_queue), round = o.round,
     result = COALESCE(o.result::jsonb, job.result)
   FROM outcome AS o
-  WHERE job.id = ANY(ARRAY[o.id]) AND job.attempt = o.attempt AND job.worker_id = o.worker_id
-    AND job.state = ANY(o.held) AND (o.watched OR NOT job.watched)
+  WHERE job.id = o.id AND job.attempt = o.attempt AND job.worker_id = o.worker_id AND job.state = ANY(o.held)
+    AND (o.watched OR NOT job.watched)
   RETURNING o.*),
 recorded AS (
   INSERT INTO {ATTEMPT} (job_id, number, step, task, outcome, worker, started, finished, error)
