@@ -80,6 +80,7 @@ def test_plans_of_large_batches_in_a_fresh_backlog(
         pytest.skip("about PostgreSQL's plans")
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM pg_statistic WHERE starelid = 'django_dbq_job'::regclass")
+        cursor.execute("TRUNCATE django_dbq_job")  # as the fixture `statistics` does
         cursor.execute("ANALYZE django_dbq_job")
         fill(cursor, 5_000, "NEW")
         if analysed:
