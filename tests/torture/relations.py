@@ -5,7 +5,18 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from .history import CANCELLED, FINISHED, SUCCEEDED, TICK, WAITED, Finding, History, Interval, Life
+from .history import (
+    CANCELLED,
+    FINISHED,
+    LOST,
+    SUCCEEDED,
+    TICK,
+    WAITED,
+    Finding,
+    History,
+    Interval,
+    Life,
+)
 from .kinds import Verb
 
 # -- groups and maps --
@@ -297,9 +308,15 @@ def nothing_starts_while_paused(history: History) -> Iterator[Finding]:
 
 
 def starts(life: Life) -> Iterator[datetime.datetime]:
-    """When attempts of a job began; but for those that were cancelled: what was claimed before may begin afterwards."""
-    begins = (life.began(attempt) for attempt in life.attempts if attempt.outcome != CANCELLED)
-    return (time for time in begins if time is not None)
+    """When attempts of a job began; but for those that were cancelled: what was claimed before may begin afterwards.
+    So may what a frozen worker had claimed, which thaws when it has been declared dead.
+    """
+    for attempt in life.attempts:
+        began = life.began(attempt)
+        if began is None or attempt.outcome == CANCELLED:
+            continue
+        if attempt.outcome != LOST or began <= attempt.finished:
+            yield began
 
 
 def is_within(time: datetime.datetime | None, interval: Interval) -> bool:
